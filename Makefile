@@ -1,0 +1,40 @@
+# Each target does its own set-up in .venv; `make` alone lists them.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup demo test check bench constraints clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+setup: .venv/.complete  ## create .venv with the pinned dependencies
+
+.venv/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "osteopan needs Python 3.11 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)" --editable '.[dev]'
+	@# The reference rolling ball asks for opencv-python, which would overwrite the headless cv2; it runs on either.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps opencv-rolling-ball==1.0.1
+	@touch $@
+
+demo: setup  ## classify one radiograph: a synthetic one, or IMAGE=path/of/one.jpg
+	@$(BIN)/osteopan demo $(if $(IMAGE),"$(IMAGE)")
+
+test: setup  ## run every test
+	$(BIN)/python -m pytest
+
+check: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## measure speed and memory; prints a table and writes bench-output/bench.json
+	$(BIN)/python -m bench
+
+constraints: setup  ## write constraints.txt anew from what .venv holds
+	$(BIN)/python -m pip freeze --exclude-editable --exclude opencv-rolling-ball | sed 's/+cpu$$//' > constraints.txt
+
+clean:  ## delete .venv, caches and outputs
+	rm -rf .venv build dist demo-output bench-output .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""What both ends of the queue agree on; neither torch nor numpy."""

@@ -1,0 +1,1 @@
+"""The science of the radiograph; neither Celery nor Redis."""

@@ -1,0 +1,1 @@
+"""Submits, follows and manages jobs."""

@@ -1,0 +1,1 @@
+"""Phantoms, model files, and everything that makes a model."""

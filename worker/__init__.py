@@ -1,0 +1,1 @@
+"""Takes jobs from the queue, runs the engine, writes pictures and results."""
