@@ -1,0 +1,409 @@
+"""The ledger: every job's state in Redis, changed only by atomic scripts. It is the truth; Celery only wakes workers.
+
+States::
+
+    submit ──> queued ──claim──> running ──finish──> done | failed | cancelled | dead
+                 ^                  │
+                 └──────release─────┘   (or the lease runs out, and the next claim takes the job over)
+
+A claim hands out a *fencing token*. Whoever comes later with an older token (a worker that was frozen, or cut off
+from Redis) is told that the job is lost to it, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any, cast
+
+import redis
+
+from contract.errors import (
+    BrokerUnavailableError,
+    ErrorCode,
+    JobConflictError,
+    LeaseLostError,
+    TooManyOpenJobsError,
+    UnknownJobError,
+)
+from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState
+from contract.names import STREAM_JOB_ID, Keys
+from contract.settings import Settings
+
+#: Seconds to wait for a connection, and for an answer (longer than any blocking read that we make).
+CONNECT_TIMEOUT_S = 5
+SOCKET_TIMEOUT_S = 15
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What became of a submitted request.
+
+    Attributes:
+        job_id: The job's id.
+        state: The job's state now.
+        created: False if the very same request was known under this id already.
+    """
+
+    job_id: str
+    state: JobState
+    created: bool
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job in hand, until its lease runs out.
+
+    Attributes:
+        job_id: The job's id.
+        token: Fencing token; shown with every further step.
+        attempts: How many workers have taken the job up, this one included.
+        request: What is asked.
+        submitted_at: UTC.
+        waited_ms: Milliseconds between submission and claim, by Redis' clock.
+        exhausted: The job has used its attempts up and is to be ended, not run.
+    """
+
+    job_id: str
+    token: str
+    attempts: int
+    request: JobRequest
+    submitted_at: datetime
+    waited_ms: float
+    exhausted: bool
+
+
+class Heartbeat(StrEnum):
+    """The ledger's answer to a sign of life."""
+
+    OK = "ok"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """Where a job stands. Carries no path: the request stays in the ledger.
+
+    Attributes:
+        job_id: The job's id.
+        state: Its state.
+        stage: What its worker is doing now; empty unless it is running.
+        priority: `routine` or `urgent`.
+        attempts: How many workers have taken it up.
+        worker: Node that holds or held it; None if none did.
+        submitted_at: UTC.
+        finished_at: UTC; None while the job is open.
+    """
+
+    job_id: str
+    state: JobState
+    stage: str
+    priority: str
+    attempts: int
+    worker: str | None
+    submitted_at: datetime
+    finished_at: datetime | None
+
+
+def connect(settings: Settings) -> redis.Redis:
+    """A client of the Redis that the settings name; it connects when it is first used."""
+    try:
+        return redis.Redis.from_url(
+            settings.broker_url(),
+            decode_responses=True,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            socket_keepalive=True,
+            health_check_interval=10,
+        )
+    except ValueError:
+        raise BrokerUnavailableError(
+            "the URL of Redis (OSTEOPAN_REDIS_URL) is not valid: "
+            "it begins with redis://, rediss:// or unix:// and has the form redis://user:password@host:port/0"
+        ) from None
+
+
+@contextmanager
+def translated_errors() -> Iterator[None]:
+    """Turn what redis-py raises into `BrokerUnavailableError`, without the password in the URL.
+
+    Raises:
+        BrokerUnavailableError: Redis is away, full, loading, or does not let us in.
+    """
+    try:
+        yield
+    except redis.AuthenticationError as error:
+        raise BrokerUnavailableError("Redis refuses the user or the password in OSTEOPAN_REDIS_URL") from error
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise BrokerUnavailableError(
+            "Redis does not answer. Is it running, and is OSTEOPAN_REDIS_URL right? "
+            "On one machine `osteopan up` starts it together with a worker"
+        ) from error
+    except redis.ResponseError as error:
+        raise BrokerUnavailableError(f"Redis refuses the command: {error}") from error
+
+
+class Ledger:
+    """Jobs in one Redis, under one prefix. Safe to share between threads.
+
+    Args:
+        client: A client that decodes responses, as `connect` makes it.
+        settings: Key prefix, lifetimes and limits.
+    """
+
+    def __init__(self, client: redis.Redis, settings: Settings) -> None:
+        self.client = client
+        self.settings = settings
+        self.keys = Keys(settings.key_prefix)
+        scripts = files("contract") / "lua"
+        self._scripts = {
+            name: client.register_script((scripts / f"{name}.lua").read_text(encoding="utf-8"))
+            for name in ("submit", "claim", "heartbeat", "finish", "release")
+        }
+
+    def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
+        with translated_errors():
+            return self._scripts[script](keys=keys, args=args)
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self.settings.lease_s * 1000)
+
+    def submit(self, request: JobRequest) -> Submission:
+        """Enter a job in one atomic step. The same id with the same request answers with the job that is there.
+
+        Raises:
+            JobConflictError: The id belongs to another request.
+            TooManyOpenJobsError: `max_open_jobs` are open.
+            BrokerUnavailableError: Redis does not answer; whether the job was entered is not known, so submit it
+                again under the same id.
+        """
+        request = request.with_id()
+        job_id = cast("str", request.job_id)
+        keys = self.keys
+        outcome, detail = self._run(
+            "submit",
+            [keys.job(job_id), keys.queued, keys.running],
+            [job_id, request.model_dump_json(), request.priority.value, self.settings.max_open_jobs],
+        )
+        if outcome == "conflict":
+            raise JobConflictError(
+                f"job id {job_id} belongs to another request (it is {detail}); "
+                "choose another id, or send the same request"
+            )
+        if outcome == "full":
+            raise TooManyOpenJobsError(
+                f"{detail} jobs are open and at most {self.settings.max_open_jobs} may be; "
+                "submit again when some have ended"
+            )
+        return Submission(job_id, JobState(detail), created=outcome == "created")
+
+    def claim(self, job_id: str, worker: str) -> Claim | JobState | None:
+        """Take a job that is queued, or whose worker has been silent for longer than its lease.
+
+        Args:
+            job_id: The job's id.
+            worker: Name of the node.
+
+        Returns:
+            The claim; or the state that forbids one; or None if no such job is known.
+        """
+        keys = self.keys
+        outcome, *details = self._run(
+            "claim",
+            [keys.job(job_id), keys.queued, keys.running],
+            [job_id, worker, self._lease_ms, self.settings.max_attempts],
+        )
+        if outcome == "unknown":
+            return None
+        if outcome not in ("claimed", "exhausted"):
+            return JobState(outcome)
+        token, attempts, request, submitted_ms, now_ms = details
+        return Claim(
+            job_id,
+            token,
+            int(attempts),
+            JobRequest.parse(request),
+            _utc(submitted_ms),
+            waited_ms=float(now_ms) - float(submitted_ms),
+            exhausted=outcome == "exhausted",
+        )
+
+    def heartbeat(self, claim: Claim, stage: str = "") -> Heartbeat:
+        """Extend the lease and, unless it is empty, note the stage for whoever asks after the job."""
+        answer = self._run(
+            "heartbeat",
+            [self.keys.job(claim.job_id), self.keys.running],
+            [claim.job_id, claim.token, self._lease_ms, stage],
+        )
+        return Heartbeat(answer)
+
+    def finish(self, claim: Claim, result: JobResult, *, dead: bool = False) -> None:
+        """End a claimed job: result, stream entry and state in one step. Saying it twice does no harm.
+
+        Args:
+            claim: The job in hand.
+            result: Its one result.
+            dead: Keep the job, with its request, among those given up.
+
+        Raises:
+            LeaseLostError: Another worker has the job by now.
+        """
+        state = JobState.DEAD if dead else result.state
+        if self._finish(claim.job_id, claim.token, state, result) != "finished":
+            raise LeaseLostError(f"job {claim.job_id} is no longer held under token {claim.token}")
+
+    def release(self, claim: Claim) -> bool:
+        """Give a claimed job back to the queue as if it had not been taken; False if it is not held any more."""
+        keys = self.keys
+        answer = self._run("release", [keys.job(claim.job_id), keys.queued, keys.running], [claim.job_id, claim.token])
+        return bool(answer == "released")
+
+    def cancel(self, job_id: str) -> JobState:
+        """End a queued job at once; tell the worker of a running one to stop at its next stage.
+
+        Returns:
+            `cancelled`; or `running` if the worker was told; or the terminal state that the job had already.
+
+        Raises:
+            UnknownJobError: No such job.
+        """
+        record = self._record(job_id)
+        status = _status(job_id, record)
+        result = JobResult(
+            result="fail",
+            job_id=job_id,
+            error=ErrorInfo(code=ErrorCode.CANCELLED, message="the job was cancelled before a worker took it up"),
+            attempts=status.attempts,
+            submitted_at=status.submitted_at,
+            finished_at=datetime.now(UTC),
+            metadata=JobRequest.parse(record["request"]).metadata,
+        )
+        answer = self._finish(job_id, "", JobState.CANCELLED, result)
+        if answer == "unknown":
+            raise _unknown(job_id)
+        return {"finished": JobState.CANCELLED, "requested": JobState.RUNNING}.get(answer) or JobState(answer)
+
+    def _finish(self, job_id: str, token: str, state: JobState, result: JobResult) -> str:
+        keys = self.keys
+        return cast(
+            "str",
+            self._run(
+                "finish",
+                [
+                    keys.job(job_id),
+                    keys.queued,
+                    keys.running,
+                    keys.finished,
+                    keys.dead,
+                    keys.result(job_id),
+                    keys.results,
+                ],
+                [
+                    job_id,
+                    token,
+                    state.value,
+                    result.model_dump_json(),
+                    self.settings.result_ttl_s,
+                    self.settings.results_stream_length,
+                ],
+            ),
+        )
+
+    def _record(self, job_id: str) -> dict[str, str]:
+        with translated_errors():
+            record = cast("dict[str, str]", self.client.hgetall(self.keys.job(job_id)))
+        if not record:
+            raise _unknown(job_id)
+        return record
+
+    def status(self, job_id: str) -> JobStatus:
+        """Where the job stands.
+
+        Raises:
+            UnknownJobError: No such job.
+        """
+        return _status(job_id, self._record(job_id))
+
+    def result(self, job_id: str) -> JobResult | None:
+        """The job's result, or None if it has none (yet, or any more)."""
+        with translated_errors():
+            document = cast("str | None", self.client.get(self.keys.result(job_id)))
+        return None if document is None else JobResult.model_validate_json(document)
+
+    def jobs(self, *, limit: int = 100) -> list[JobStatus]:
+        """The jobs that are running, queued, given up and ended, each group newest first; at most `limit` of each."""
+        with translated_errors():
+            pipeline = self.client.pipeline(transaction=False)
+            for key in (self.keys.running, self.keys.queued, self.keys.dead, self.keys.finished):
+                pipeline.zrevrange(key, 0, limit - 1)
+            ids = list(dict.fromkeys(job_id for group in pipeline.execute() for job_id in group))
+            for job_id in ids:
+                pipeline.hgetall(self.keys.job(job_id))
+            records = pipeline.execute()
+        return [_status(job_id, record) for job_id, record in zip(ids, records, strict=True) if record]
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are queued, running and dead."""
+        with translated_errors():
+            pipeline = self.client.pipeline(transaction=False)
+            for key in (self.keys.queued, self.keys.running, self.keys.dead):
+                pipeline.zcard(key)
+            queued, running, dead = pipeline.execute()
+        return {JobState.QUEUED: queued, JobState.RUNNING: running, JobState.DEAD: dead}
+
+    def ready_nodes(self) -> list[str]:
+        """Names of the nodes that have their model loaded and warm."""
+        first = len(self.keys.ready(""))
+        with translated_errors():
+            return sorted(key[first:] for key in self.client.scan_iter(match=self.keys.ready("*"), count=1000))
+
+    def last_entry(self) -> str:
+        """Id of the newest entry of the results stream, from which to follow what comes after."""
+        with translated_errors():
+            newest = cast("list[tuple[str, Any]]", self.client.xrevrange(self.keys.results, count=1))
+        return newest[0][0] if newest else "0-0"
+
+    def ended_since(self, entry: str, *, block_s: float, count: int = 1000) -> list[tuple[str, str]]:
+        """Jobs that have ended after a stream entry, oldest first: pairs of entry id and job id.
+
+        Args:
+            entry: Id of the last entry seen.
+            block_s: How long to wait if there is none yet, in seconds; below the socket's time-out.
+            count: At most so many.
+        """
+        with translated_errors():
+            answer = cast(
+                "list[tuple[str, list[tuple[str, Mapping[str, str]]]]] | None",
+                self.client.xread({self.keys.results: entry}, count=count, block=max(1, round(block_s * 1000))),
+            )
+        if not answer:
+            return []
+        entries = answer[0][1] if isinstance(answer, list) else next(iter(cast("dict[str, Any]", answer).values()))
+        return [(entry_id, fields[STREAM_JOB_ID]) for entry_id, fields in entries]
+
+
+def _unknown(job_id: str) -> UnknownJobError:
+    return UnknownJobError(f"no job {job_id} is known: the id is wrong, or its record has expired")
+
+
+def _utc(milliseconds: str) -> datetime:
+    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
+
+
+def _status(job_id: str, record: Mapping[str, str]) -> JobStatus:
+    return JobStatus(
+        job_id,
+        JobState(record["state"]),
+        record.get("stage", ""),
+        record["priority"],
+        int(record["attempts"]),
+        record.get("worker"),
+        _utc(record["submitted_ms"]),
+        _utc(record["finished_ms"]) if "finished_ms" in record else None,
+    )
