@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from contract.errors import BrokerUnavailableError
 from contract.jobs import Priority
-from contract.names import QUEUE_ROUTINE, QUEUE_URGENT, TASK_PROCESS
+from contract.names import QUEUE_ROUTINE, QUEUE_URGENT, TASK_PROCESS, Keys
 from contract.settings import Settings
 
 QUEUE_OF_PRIORITY: Mapping[Priority, str] = {Priority.URGENT: QUEUE_URGENT, Priority.ROUTINE: QUEUE_ROUTINE}
@@ -21,13 +21,21 @@ SOFT_TIME_LIMIT_S = 60
 HARD_TIME_LIMIT_S = 90
 
 
+def _kombu_url(url: str) -> str:
+    """The URL as kombu spells it, which calls a Unix socket `redis+socket://` and its database `virtual_host`."""
+    scheme, separator, rest = url.partition("://")
+    return f"redis+socket://{rest.replace('db=', 'virtual_host=')}" if separator and scheme == "unix" else url
+
+
 def celery_configuration(settings: Settings) -> dict[str, Any]:
     """Celery's and kombu's settings. `docs/architecture.md` gives the reason for those that look odd."""
     return {
-        "broker_url": settings.broker_url(),
+        "broker_url": _kombu_url(settings.broker_url()),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
+            # Celery's own keys go under our prefix too, so that systems on one server do not empty each other's queues.
+            "global_keyprefix": Keys(settings.key_prefix).celery,
             # Queues are emptied in the order in which the node names them: urgent before routine.
             "queue_order_strategy": "priority",
             "visibility_timeout": 300,

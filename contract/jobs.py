@@ -47,7 +47,7 @@ def _no_nul(path: str) -> str:
 
 
 def _small(metadata: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    size = len(json.dumps(metadata, ensure_ascii=False).encode())
+    size = len(json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode())
     if size > METADATA_MAX_BYTES:
         raise ValueError(f"is {size} bytes of JSON, at most {METADATA_MAX_BYTES} are allowed")
     return metadata
@@ -146,7 +146,7 @@ class Explanation(_Message):
     """What the map shows.
 
     Attributes:
-        method: `grad_cam`.
+        method: `Grad-CAM`.
         class_label: The label of the class whose evidence is drawn (JSON: `class`).
         layer: The layer whose activation is weighted.
     """
@@ -233,7 +233,7 @@ def describe_validation_error(error: ValidationError) -> str:
             return "not JSON: send one JSON object with `img_path` and `destination_path`"
         if fault["type"] in ("model_type", "model_attributes_type"):
             return "not a JSON object: send one with `img_path` and `destination_path`"
-        if fault["type"] == "extra_forbidden":
+        if fault["type"] in ("extra_forbidden", "invalid_key"):
             # The name of an unknown field is the sender's text, and might be anything.
             faults.append("a field that the contract does not know")
             continue

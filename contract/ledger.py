@@ -111,21 +111,32 @@ class JobStatus:
 
 
 def connect(settings: Settings) -> redis.Redis:
-    """A client of the Redis that the settings name; it connects when it is first used."""
+    """A client of the Redis that the settings name; it connects when it is first used.
+
+    Raises:
+        BrokerUnavailableError: The URL is not one of Redis.
+    """
+    url = settings.broker_url()
+    options: dict[str, Any] = {} if url.startswith("unix://") else {"socket_keepalive": True}
     try:
-        return redis.Redis.from_url(
-            settings.broker_url(),
+        client = redis.Redis.from_url(
+            url,
             decode_responses=True,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=SOCKET_TIMEOUT_S,
-            socket_keepalive=True,
             health_check_interval=10,
+            **options,
         )
-    except ValueError:
+        # redis-py looks at the options and at the host's name only when it connects, and then raises as it likes.
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+        str(pool.connection_kwargs.get("host", "")).encode("idna")
+    except (ValueError, TypeError):
         raise BrokerUnavailableError(
             "the URL of Redis (OSTEOPAN_REDIS_URL) is not valid: "
             "it begins with redis://, rediss:// or unix:// and has the form redis://user:password@host:port/0"
         ) from None
+    return client
 
 
 @contextmanager

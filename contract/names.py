@@ -40,6 +40,11 @@ class Keys:
         return f"{self.prefix}:ready:{node}"
 
     @property
+    def celery(self) -> str:
+        """What every key of Celery's begins with."""
+        return f"{self.prefix}:celery:"
+
+    @property
     def queued(self) -> str:
         """Sorted set: ids of jobs nobody has claimed, by the time (ms) they entered the queue."""
         return f"{self.prefix}:queued"

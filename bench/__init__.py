@@ -1,0 +1,1 @@
+"""Measurements; each module prints its own when run with `python -m`."""

@@ -1,0 +1,87 @@
+"""The requests of one call of `producer submit`, on their way to the queue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from contract.errors import InvalidRequestError, JobConflictError
+from contract.jobs import JobRequest
+from producer.output import emit, note
+from producer.requests_from import UndecodableNameError, request_for, requests_in
+
+if TYPE_CHECKING:
+    from producer.client import Client
+    from producer.waiting import Wait
+
+
+def requests_for(
+    pictures: Iterable[Path], *, destination: Path, options: dict[str, str | None]
+) -> tuple[list[JobRequest], int]:
+    """The requests for pictures, and how many pictures were refused for their names, which standard error tells.
+
+    Raises:
+        InvalidRequestError: An option does not fit.
+    """
+    requests: list[JobRequest] = []
+    refused = 0
+    for picture in pictures:
+        try:
+            requests.append(request_for(picture, destination=destination, **options))
+        except UndecodableNameError as error:
+            note(str(error))
+            refused += 1
+    return requests, refused
+
+
+class Batch:
+    """Submits requests one by one and keeps count.
+
+    Args:
+        client: The queue.
+        waiting: Where to add the jobs that are to be waited for; None prints each job's id instead.
+        as_json: Print ids as JSON.
+
+    Attributes:
+        names: The picture's file name, by job id, of what is queued.
+        submitted: Ids of what is queued, or may be, because it was under way when the command was stopped.
+        refused: How many JSON lines were refused.
+    """
+
+    def __init__(self, client: Client, waiting: Wait | None, *, as_json: bool) -> None:
+        self.names: dict[str, str] = {}
+        self.submitted: dict[str, None] = {}
+        self.refused = 0
+        self._client = client
+        self._waiting = waiting
+        self._as_json = as_json
+
+    def submit(self, requests: Iterable[JobRequest]) -> None:
+        """Queue requests. The first that is refused ends it."""
+        for request in requests:
+            self._submit(request)
+
+    def submit_lines(self, stream: BinaryIO) -> None:
+        """Queue JSON lines as they come. A line that is refused is reported with its number, and the rest go on."""
+        for number, request in requests_in(stream):
+            try:
+                if isinstance(request, InvalidRequestError):
+                    raise request
+                self._submit(request)
+            except (InvalidRequestError, JobConflictError) as error:
+                note(f"line {number}: {error}")
+                self.refused += 1
+
+    def _submit(self, request: JobRequest) -> None:
+        request = request.with_id()
+        self.submitted[str(request.job_id)] = None
+        submission = self._client.submit(request)
+        self.names[submission.job_id] = Path(request.img_path).name
+        if self._waiting is not None:
+            self._waiting.add([submission.job_id])
+        elif self._as_json:
+            emit(json.dumps({"job_id": submission.job_id, "state": submission.state, "created": submission.created}))
+        else:
+            emit(submission.job_id)

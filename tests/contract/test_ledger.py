@@ -1,0 +1,364 @@
+"""Every transition of the ledger, and every refusal, against a real Redis."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+
+import pytest
+
+from contract.errors import (
+    BrokerUnavailableError,
+    ErrorCode,
+    JobConflictError,
+    LeaseLostError,
+    TooManyOpenJobsError,
+    UnknownJobError,
+)
+from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState
+from contract.ledger import Claim, Heartbeat, Ledger, connect
+from contract.settings import Settings
+
+REQUEST = JobRequest(img_path="/in/a.png", destination_path="/out", job_id="a")
+
+
+def answer(job_id: str = "a", **changes: object) -> JobResult:
+    now = datetime.now(UTC)
+    fields: dict[str, object] = {
+        "result": "ok",
+        "diagnosis": "Healthy Patient",
+        "saliency_img_path": "/out/s.png",
+        "overlay_img_path": "/out/o.png",
+        "job_id": job_id,
+        "submitted_at": now,
+        "finished_at": now,
+    }
+    return JobResult.model_validate(fields | changes)
+
+
+def failure(code: ErrorCode, job_id: str = "a") -> JobResult:
+    pictures = dict.fromkeys(("diagnosis", "saliency_img_path", "overlay_img_path"), "")
+    return answer(job_id, result="fail", error=ErrorInfo(code=code, message="it is so"), **pictures)
+
+
+def claimed(ledger: Ledger, job_id: str = "a", worker: str = "w1") -> Claim:
+    claim = ledger.claim(job_id, worker)
+    assert isinstance(claim, Claim)
+    return claim
+
+
+@pytest.fixture
+def with_limits(settings: Settings, ledger: Ledger) -> Callable[..., Ledger]:
+    """A ledger on the same Redis with other limits."""
+    return lambda **limits: Ledger(ledger.client, settings.model_copy(update=limits))
+
+
+def test_a_job_goes_from_queued_over_running_to_done(ledger: Ledger) -> None:
+    submission = ledger.submit(REQUEST)
+    assert (submission.job_id, submission.state, submission.created) == ("a", JobState.QUEUED, True)
+    assert ledger.counts() == {JobState.QUEUED: 1, JobState.RUNNING: 0, JobState.DEAD: 0}
+
+    claim = claimed(ledger)
+    assert (claim.request, claim.attempts, claim.exhausted) == (REQUEST, 1, False)
+    assert 0 <= claim.waited_ms < 5000
+    assert ledger.heartbeat(claim, "network") is Heartbeat.OK
+    running = ledger.status("a")
+    assert (running.state, running.stage, running.worker, running.attempts) == (JobState.RUNNING, "network", "w1", 1)
+    assert ledger.counts() == {JobState.QUEUED: 0, JobState.RUNNING: 1, JobState.DEAD: 0}
+
+    result = answer()
+    ledger.finish(claim, result)
+    done = ledger.status("a")
+    assert (done.state, done.stage) == (JobState.DONE, "")
+    assert done.finished_at is not None
+    assert ledger.result("a") == result
+    assert ledger.counts() == {JobState.QUEUED: 0, JobState.RUNNING: 0, JobState.DEAD: 0}
+
+
+def test_a_request_without_an_id_gets_one(ledger: Ledger) -> None:
+    request = REQUEST.model_copy(update={"job_id": None})
+    ids = {ledger.submit(request).job_id for _ in range(3)}
+    assert len(ids) == 3
+    assert claimed(ledger, ids.pop()).request.img_path == "/in/a.png"
+
+
+def test_the_same_request_again_answers_with_the_job_that_is_there(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claimed(ledger)
+    again = ledger.submit(REQUEST)
+    assert (again.state, again.created) == (JobState.RUNNING, False)
+
+
+def test_another_request_under_the_same_id_is_refused(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    with pytest.raises(JobConflictError, match="job id a belongs to another request") as caught:
+        ledger.submit(REQUEST.model_copy(update={"img_path": "/in/Jane-Doe.png"}))
+    assert "Jane" not in str(caught.value)
+    assert claimed(ledger).request == REQUEST
+
+
+def test_a_full_ledger_refuses_one_more_and_takes_one_when_one_has_ended(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(max_open_jobs=2)
+    for job_id in ("a", "b"):
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+    claim = claimed(ledger)
+    third = REQUEST.model_copy(update={"job_id": "c"})
+    with pytest.raises(TooManyOpenJobsError, match="2 jobs are open and at most 2"):
+        ledger.submit(third)
+    assert ledger.submit(REQUEST).state is JobState.RUNNING
+    ledger.finish(claim, answer())
+    assert ledger.submit(third).created
+
+
+def test_of_two_claimants_one_is_told_that_the_job_is_running(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claimed(ledger)
+    assert ledger.claim("a", "w2") is JobState.RUNNING
+    assert ledger.status("a").attempts == 1
+
+
+def test_an_unknown_job_cannot_be_claimed(ledger: Ledger) -> None:
+    assert ledger.claim("nobody", "w1") is None
+
+
+@pytest.mark.parametrize("code", [None, ErrorCode.IMAGE_UNREADABLE, ErrorCode.CANCELLED])
+def test_an_ended_job_cannot_be_claimed(ledger: Ledger, code: ErrorCode | None) -> None:
+    ledger.submit(REQUEST)
+    ledger.finish(claimed(ledger), failure(code) if code else answer())
+    expected = {None: JobState.DONE, ErrorCode.IMAGE_UNREADABLE: JobState.FAILED, ErrorCode.CANCELLED: "cancelled"}
+    assert ledger.claim("a", "w2") == expected[code]
+
+
+def test_a_job_is_taken_over_when_its_lease_has_run_out_and_the_old_holder_is_turned_away(
+    with_limits: Callable[..., Ledger],
+) -> None:
+    ledger = with_limits(lease_s=0.1)
+    ledger.submit(REQUEST)
+    old = claimed(ledger, worker="frozen")
+    time.sleep(0.15)
+    new = claimed(ledger, worker="alive")
+    assert (new.attempts, new.exhausted) == (2, False)
+
+    assert ledger.heartbeat(old) is Heartbeat.LOST
+    assert ledger.release(old) is False
+    with pytest.raises(LeaseLostError, match="no longer held"):
+        ledger.finish(old, failure(ErrorCode.INTERNAL_ERROR))
+    assert ledger.status("a").worker == "alive"
+    assert ledger.result("a") is None
+
+    result = answer()
+    ledger.finish(new, result)
+    with pytest.raises(LeaseLostError, match="no longer held"):
+        ledger.finish(old, failure(ErrorCode.INTERNAL_ERROR))
+    assert ledger.result("a") == result
+
+
+def test_a_sign_of_life_extends_the_lease(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(lease_s=0.4)
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    for _ in range(3):
+        time.sleep(0.2)
+        assert ledger.heartbeat(claim) is Heartbeat.OK
+    assert ledger.claim("a", "w2") is JobState.RUNNING
+
+
+def test_a_sign_of_life_without_a_stage_leaves_the_stage(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    ledger.heartbeat(claim, "read")
+    ledger.heartbeat(claim)
+    assert ledger.status("a").stage == "read"
+
+
+def test_the_holder_may_finish_twice_and_the_first_result_stays(ledger: Ledger) -> None:
+    start = ledger.last_entry()
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    first = answer()
+    ledger.finish(claim, first)
+    ledger.finish(claim, failure(ErrorCode.INTERNAL_ERROR))
+    assert ledger.result("a") == first
+    assert [job_id for _, job_id in ledger.ended_since(start, block_s=0.01)] == ["a"]
+
+
+def test_cancelling_a_queued_job_ends_it_with_a_result(ledger: Ledger) -> None:
+    start = ledger.last_entry()
+    ledger.submit(REQUEST.model_copy(update={"metadata": {"case": 7}}))
+    assert ledger.cancel("a") is JobState.CANCELLED
+    assert ledger.status("a").state is JobState.CANCELLED
+    result = ledger.result("a")
+    assert result is not None
+    assert result.error is not None
+    assert (result.error.code, result.metadata, result.attempts) == (ErrorCode.CANCELLED, {"case": 7}, 0)
+    assert [job_id for _, job_id in ledger.ended_since(start, block_s=0.01)] == ["a"]
+    assert ledger.claim("a", "w1") is JobState.CANCELLED
+
+
+def test_cancelling_a_running_job_tells_its_worker_and_the_next_one(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(lease_s=0.1)
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    assert ledger.cancel("a") is JobState.RUNNING
+    assert ledger.heartbeat(claim) is Heartbeat.CANCELLED
+    time.sleep(0.15)
+    successor = claimed(ledger, worker="w2")
+    assert ledger.heartbeat(successor) is Heartbeat.CANCELLED
+    ledger.finish(successor, failure(ErrorCode.CANCELLED))
+    assert ledger.status("a").state is JobState.CANCELLED
+
+
+def test_cancelling_an_ended_job_changes_nothing(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    result = answer()
+    ledger.finish(claimed(ledger), result)
+    assert ledger.cancel("a") is JobState.DONE
+    assert ledger.result("a") == result
+
+
+def test_what_is_not_known_has_no_status_and_cannot_be_cancelled(ledger: Ledger) -> None:
+    with pytest.raises(UnknownJobError, match="no job nobody is known"):
+        ledger.status("nobody")
+    with pytest.raises(UnknownJobError, match="no job nobody is known"):
+        ledger.cancel("nobody")
+    assert ledger.result("nobody") is None
+
+
+def test_a_released_job_is_queued_again_and_the_attempt_does_not_count(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    assert ledger.release(claim)
+    status = ledger.status("a")
+    assert (status.state, status.attempts) == (JobState.QUEUED, 0)
+    assert ledger.heartbeat(claim) is Heartbeat.LOST
+    assert ledger.release(claim) is False
+    with pytest.raises(LeaseLostError, match="no longer held"):
+        ledger.finish(claim, answer())
+    assert claimed(ledger, worker="w2").attempts == 1
+
+
+def test_a_job_that_has_used_its_attempts_up_is_handed_out_to_be_ended(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(lease_s=0.02, max_attempts=2)
+    ledger.submit(REQUEST)
+    outcomes = []
+    for worker in ("w1", "w2", "w3"):
+        claim = claimed(ledger, worker=worker)
+        outcomes.append((claim.attempts, claim.exhausted))
+        time.sleep(0.04)
+    assert outcomes == [(1, False), (2, False), (2, True)]
+
+    ledger.finish(claim, failure(ErrorCode.WORKER_LOST), dead=True)
+    assert ledger.status("a").state is JobState.DEAD
+    assert ledger.counts()[JobState.DEAD] == 1
+    assert ledger.claim("a", "w4") is JobState.DEAD
+    assert ledger.client.ttl(ledger.keys.job("a")) == -1, "a job given up stays until a person has seen it"
+
+
+def test_an_ended_job_and_its_result_expire_together(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(result_ttl_s=60)
+    ledger.submit(REQUEST)
+    ledger.finish(claimed(ledger), answer())
+    assert 0 < ledger.client.ttl(ledger.keys.job("a")) <= 60
+    assert 0 < ledger.client.ttl(ledger.keys.result("a")) <= 60
+
+
+def test_of_twenty_submitters_of_one_id_exactly_one_creates_the_job(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(20) as threads:
+        submissions = list(threads.map(lambda _: ledger.submit(REQUEST), range(20)))
+    assert sum(submission.created for submission in submissions) == 1
+    assert ledger.counts()[JobState.QUEUED] == 1
+
+
+def test_of_twenty_claimants_exactly_one_holds_the_job(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    with ThreadPoolExecutor(20) as threads:
+        outcomes = list(threads.map(lambda number: ledger.claim("a", f"w{number}"), range(20)))
+    assert sum(isinstance(outcome, Claim) for outcome in outcomes) == 1
+    assert outcomes.count(JobState.RUNNING) == 19
+
+
+def test_the_stream_tells_of_ended_jobs_in_order_and_waits_for_the_next(ledger: Ledger) -> None:
+    start = ledger.last_entry()
+    assert ledger.ended_since(start, block_s=0.01) == []
+    for job_id in ("b", "a"):
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+        ledger.finish(claimed(ledger, job_id), answer(job_id))
+    entries = ledger.ended_since(start, block_s=0.01)
+    assert [job_id for _, job_id in entries] == ["b", "a"]
+    assert ledger.ended_since(entries[0][0], block_s=0.01) == entries[1:]
+    assert ledger.last_entry() == entries[1][0]
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(ledger.ended_since, ledger.last_entry(), block_s=5)
+        ledger.submit(REQUEST.model_copy(update={"job_id": "c"}))
+        ledger.finish(claimed(ledger, "c"), answer("c"))
+        assert [job_id for _, job_id in waiting.result(5)] == ["c"]
+
+
+def test_the_results_stream_is_trimmed(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(results_stream_length=100)
+    for number in range(400):
+        job_id = f"j{number}"
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+        ledger.cancel(job_id)
+    assert ledger.client.xlen(ledger.keys.results) < 300, "the length is kept roughly, in whole nodes of the stream"
+
+
+def test_the_stream_and_the_status_name_no_path(ledger: Ledger) -> None:
+    ledger.submit(REQUEST.model_copy(update={"img_path": "/in/Jane-Doe.png"}))
+    claim = claimed(ledger)
+    ledger.finish(claim, answer())
+    assert "Jane" not in str(dataclasses.asdict(ledger.status("a")))
+    assert "Jane" not in str(ledger.client.xrange(ledger.keys.results))
+
+
+def test_jobs_are_listed_running_first_and_limited_by_group(ledger: Ledger) -> None:
+    for job_id in ("a", "b", "c", "d"):
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+    ledger.finish(claimed(ledger, "a"), answer("a"))
+    claimed(ledger, "b")
+    assert ledger.jobs()[0].job_id == "b"
+    assert {job.job_id: job.state.value for job in ledger.jobs()} == {
+        "a": "done",
+        "b": "running",
+        "c": "queued",
+        "d": "queued",
+    }
+    assert len(ledger.jobs(limit=1)) == 3
+
+
+def test_ready_nodes_are_those_with_a_key(ledger: Ledger) -> None:
+    assert ledger.ready_nodes() == []
+    for node in ("gpu1@host", "gpu0@host"):
+        ledger.client.set(ledger.keys.ready(node), "1", ex=60)
+    assert ledger.ready_nodes() == ["gpu0@host", "gpu1@host"]
+
+
+def test_systems_with_different_prefixes_do_not_meet(ledger: Ledger, settings: Settings) -> None:
+    other = Ledger(ledger.client, settings.model_copy(update={"key_prefix": "other"}))
+    ledger.submit(REQUEST)
+    assert other.claim("a", "w1") is None
+    assert other.submit(REQUEST).created
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("redis://:wrong@127.0.0.1:{port}/0", "refuses the user or the password"),
+        ("redis://127.0.0.1:1/0", "does not answer"),
+        ("http://127.0.0.1/", "is not valid"),
+        ("redis://127.0.0.1/0?colour=red", "is not valid"),
+        ("redis://" + "x" * 80 + "/0", "is not valid"),
+        ("unix:///nowhere/redis.sock", "does not answer"),
+    ],
+)
+def test_what_goes_wrong_with_redis_is_said_without_the_password(
+    url: str, reason: str, settings: Settings, ledger: Ledger
+) -> None:
+    port = ledger.client.connection_pool.connection_kwargs["port"]
+    with pytest.raises(BrokerUnavailableError, match=reason) as caught:  # noqa: PT012 - either step may find the fault
+        client = connect(Settings(redis_url=url.format(port=port)))
+        Ledger(client, settings).last_entry()
+    assert "wrong" not in str(caught.value)

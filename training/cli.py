@@ -1,0 +1,136 @@
+"""The command line `training`: phantoms, and everything that makes a model.
+
+Exit codes: 0 done; 2 something that the user gave cannot be used, and a sentence on stderr says what; 130 stopped by
+Ctrl-C.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.phantom_truth import MEAN_SIZE_PX, CorticalClass
+
+#: What the user gave cannot be used.
+EXIT_USAGE = 2
+#: Stopped by Ctrl-C: 128 + SIGINT, as a shell reports it.
+EXIT_INTERRUPTED = 130
+
+_MEAN_SIZE = "x".join(map(str, MEAN_SIZE_PX))
+
+app = typer.Typer(
+    name="training",
+    help="Phantoms, data sets, cross-validation, evaluation and model files. For research use only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SizeOption = Annotated[str, typer.Option(metavar="HEIGHTxWIDTH", help="Size of a picture in pixels.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed gives the same bytes.")]
+
+
+@app.callback()
+def _training() -> None:
+    """Keep `training` a group of commands however few there are."""
+
+
+@app.command(epilog="Example: training phantoms phantoms/ --n 60 --size 605x1462")
+def phantoms(
+    out: Annotated[Path, typer.Argument(help="Folder for the set, new or empty.")],
+    *,
+    n: Annotated[int, typer.Option("--n", help="Number of pictures, balanced over C1, C2 and C3.")] = 400,
+    seed: SeedOption = 0,
+    size: SizeOption = _MEAN_SIZE,
+    second_picture_share: Annotated[float, typer.Option(help="Share of patients who have two pictures, 0 to 1.")] = 0.0,
+    processes: Annotated[int | None, typer.Option(help="Processes to draw with; by default one a core.")] = None,
+) -> None:
+    """Write a set of synthetic radiographs, one folder a class, with their truth in truth.csv."""
+    from training.phantom_set import write_set
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True))
+    task = progress.add_task("phantoms", total=max(n, 0))
+
+    def advance() -> None:
+        # Not before the first picture: a mistake is answered by its sentence alone.
+        progress.start()
+        progress.advance(task)
+
+    with _faults_told(f"{out} holds the pictures written so far, each whole, and no truth.csv"):
+        try:
+            table = write_set(
+                out,
+                n,
+                seed,
+                size_px=parse_size(size),
+                second_picture_share=second_picture_share,
+                processes=processes,
+                on_written=advance,
+            )
+        finally:
+            if progress.live.is_started:
+                progress.stop()
+    typer.echo(table)
+
+
+@app.command(epilog="Example: training phantom demo.png --class C3 --seed 7")
+def phantom(
+    file: Annotated[Path, typer.Argument(help="PNG file to write.")],
+    *,
+    seed: SeedOption = 0,
+    cls: Annotated[CorticalClass, typer.Option("--class", help="Cortical class.")] = CorticalClass.C1,
+    size: SizeOption = _MEAN_SIZE,
+) -> None:
+    """Write one synthetic radiograph."""
+    from training.phantom import draw_truth
+    from training.phantom_set import write_phantom
+
+    with _faults_told(f"{file} was not written"):
+        if file.suffix.lower() != ".png":
+            raise ValueError(f"{file} must end in .png: phantoms are written as PNG alone")
+        if file.exists():
+            raise FileExistsError(f"{file} exists and is left as it is: name a new file")
+        if not file.parent.is_dir():
+            raise FileNotFoundError(f"{file.parent} is not a folder: create it, or name a file in another one")
+        write_phantom(file, draw_truth(seed, cls, size_px=parse_size(size)))
+    typer.echo(file)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from text such as `1210x2925`.
+
+    Raises:
+        ValueError: the text is no size.
+    """
+    match = re.fullmatch(r"(\d{1,6})[x×](\d{1,6})", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(f"size is {text!r}, but must be height x width in pixels, for example {_MEAN_SIZE}")
+    return int(match[1]), int(match[2])
+
+
+@contextmanager
+def _faults_told(left_behind: str) -> Iterator[None]:
+    """Turn a fault of what the user gave into a sentence and an exit code."""
+    try:
+        yield
+    except (ValueError, OSError) as fault:
+        sentence = str(fault)
+        if isinstance(fault, OSError) and fault.strerror:
+            # The operating system's own words: a number, a reason and a path, but no sentence.
+            sentence = f"cannot write {fault.filename}: {fault.strerror}. Name another place"
+        typer.echo(f"training: {sentence}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        typer.echo(f"training: stopped. {left_behind}", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def main() -> None:
+    """Entry point of `training`."""
+    app()

@@ -1,0 +1,109 @@
+"""What Celery loads on a node (`celery -A worker.app worker`): the app, its one task, the life of its child process.
+
+The parent process only handles messages. The child, one a node, owns the device: it loads the models, warms them up,
+says that the node is ready, and then runs one job at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+import structlog
+from celery import signals
+
+from contract.broker import make_app
+from contract.errors import OsteopanError
+from contract.ledger import Ledger, connect, translated_errors
+from contract.names import TASK_PROCESS
+from contract.settings import load_settings
+from worker.logs import configure_logs
+from worker.settings import WorkerSettings
+
+logger = structlog.stdlib.get_logger(__name__)
+
+#: The ready key lives this long after the last sign of life, in seconds.
+READY_TTL_S = 15
+READY_PAUSE_S = 5
+
+settings = load_settings(WorkerSettings)
+app = make_app(settings, include=("worker.app",))
+
+
+class Child:
+    """The child process's engine and its sign of life."""
+
+    def __init__(self) -> None:
+        # PyTorch is imported here and not above: the parent has no use for it.
+        from worker.job import JobProcessor
+        from worker.screening import Screener
+
+        self._ledger = Ledger(connect(settings), settings)
+        self._screener = Screener(settings)
+        self._screener.__enter__()
+        self._screener.warm_up()
+        self.processor = JobProcessor(self._ledger, self._screener, node=settings.node)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._say_ready, name="ready", daemon=True)
+        self._thread.start()
+        logger.info("node_ready", node=settings.node, device=settings.device, models=self._screener.model_names)
+
+    def close(self) -> None:
+        """Stop being ready, and end the decoder."""
+        self._stop.set()
+        self._thread.join()
+        self._screener.__exit__(None, None, None)
+
+    def _say_ready(self) -> None:
+        key = self._ledger.keys.ready(settings.node)
+        value = ",".join(self._screener.model_names)
+        while True:
+            try:
+                with translated_errors():
+                    self._ledger.client.set(key, value, ex=READY_TTL_S)
+                if self._stop.wait(READY_PAUSE_S):
+                    with translated_errors():
+                        self._ledger.client.delete(key)
+                    return
+            except OsteopanError:
+                if self._stop.wait(1.0):
+                    return
+
+
+#: Set in the child only, by `worker_process_init`. Celery gives a task no other place to keep what a process owns.
+child: Child | None = None
+
+
+@app.task(name=TASK_PROCESS)
+def process(job_id: str) -> None:
+    """Process the job of this id, if it is still to be had."""
+    if child is None:
+        raise RuntimeError("no engine in this process: the task runs in a node's child only")
+    child.processor.process(job_id)
+
+
+@signals.setup_logging.connect
+def _configure_logs(**_: Any) -> None:
+    configure_logs(settings)
+
+
+@signals.worker_process_init.connect
+def _start(**_: Any) -> None:
+    global child  # noqa: PLW0603
+    try:
+        child = Child()
+    except BaseException as error:  # noqa: BLE001 - see below
+        # Celery would log the fault and let the child take jobs without an engine, or start one child after another:
+        # end the whole node instead, and let the launcher decide.
+        message = str(error) if isinstance(error, OsteopanError) else type(error).__name__
+        logger.critical("node_cannot_start", node=settings.node, reason=message)
+        os.kill(os.getppid(), signal.SIGKILL)
+        os._exit(1)
+
+
+@signals.worker_process_shutdown.connect
+def _stop(**_: Any) -> None:
+    if child is not None:
+        child.close()

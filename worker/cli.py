@@ -1,0 +1,123 @@
+"""The command `worker`: run a node on the queue, or answer on the console without one."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import sys
+from enum import IntEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from contract.errors import OsteopanError
+from contract.jobs import RESEARCH_USE
+from contract.settings import load_settings
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help=f"Screens panoramic radiographs for signs of osteoporosis. {RESEARCH_USE}",
+)
+
+
+class ExitCode(IntEnum):
+    """How `worker` ends."""
+
+    OK = 0
+    """Asked to stop, or end of file on the console."""
+    NOT_STARTED = 1
+    """The node could not start; its log says why."""
+    USAGE = 2
+    """The command line or a setting cannot be used."""
+
+
+ModelOption = Annotated[
+    list[Path] | None,
+    typer.Option("--model", help="Model file (.safetensors, or a predecessor's .pth). Repeat to serve several."),
+]
+
+
+@app.command(
+    epilog="Examples:  worker run --cpu   ·   worker run --gpu 0 --model osteopan.safetensors   ·   "
+    "OSTEOPAN_REDIS_URL=redis://:secret@host:6379/0 worker run --gpu 1"
+)
+def run(
+    gpu: Annotated[int | None, typer.Option(min=0, help="Index of the GPU that this node is pinned to.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Run on the CPU.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the node; unique on its broker.")] = None,
+    model: ModelOption = None,
+    log_format: Annotated[str | None, typer.Option(help="`console` or `json`.")] = None,
+) -> None:
+    """Run a node: a Celery worker pinned to one device, its models loaded and warm before it says that it is ready.
+
+    Every setting can also be given as an environment variable; docs/contract.md lists them. Ctrl-C or SIGTERM lets the
+    running job end first; a second one does not.
+    """
+    if (gpu is None) != cpu:
+        _fail("give either --gpu N or --cpu", ExitCode.USAGE)
+    device = "cpu" if gpu is None else f"gpu{gpu}"
+    # PyTorch stays out of this process: it only watches.
+    from worker.launcher import Launcher
+    from worker.logs import configure_logs
+    from worker.settings import WorkerSettings
+
+    try:
+        settings = load_settings(
+            WorkerSettings,
+            device="cpu" if gpu is None else "cuda:0",
+            node=name or os.environ.get("OSTEOPAN_NODE") or f"{device}@{socket.gethostname()}",
+            model=None if model is None else tuple(path.absolute() for path in model),
+            log_format=log_format,
+        )
+        _check_files(settings.model)
+        configure_logs(settings)
+        status = Launcher(settings, gpu=gpu).run()
+    except OsteopanError as error:
+        _fail(str(error), ExitCode.USAGE)
+    raise typer.Exit(ExitCode.OK if status == 0 else ExitCode.NOT_STARTED)
+
+
+@app.command(
+    epilog="""Example:  echo '{"img_path": "a.jpg", "destination_path": "out"}' | worker console model.safetensors"""
+)
+def console(
+    model: Annotated[Path, typer.Argument(help="Model file: .safetensors, or a predecessor's .pth.")],
+    colormap: Annotated[str | None, typer.Option(help="`inferno`, or the predecessor's `hot`.")] = None,
+) -> None:
+    """Answer requests on standard input, one JSON object a line, with no queue: the predecessor's protocol.
+
+    Says `Loaded pretrained weights` on standard error when it is ready, and there, too, why an answer is `fail`.
+    """
+    from worker.console import serve
+    from worker.screening import Screener
+    from worker.settings import WorkerSettings
+
+    try:
+        _check_files((model,))
+        settings = load_settings(WorkerSettings, model=(model,), colormap=colormap)
+        with Screener(settings) as screener:
+            serve(screener, sys.stdin.buffer, io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8"), sys.stderr)
+    except OsteopanError as error:
+        _fail(str(error), ExitCode.USAGE)
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.OK) from None
+
+
+def _check_files(models: tuple[Path, ...]) -> None:
+    for path in models:
+        if not path.is_file():
+            _fail(f"there is no model file {path}; give a .safetensors file, or a predecessor's .pth", ExitCode.USAGE)
+
+
+def _fail(message: str, code: ExitCode) -> NoReturn:
+    print(f"worker: {message}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    """Entry point of the command `worker`."""
+    app()

@@ -1,0 +1,222 @@
+"""The way of one job through a worker: claim it, keep the lease alive, screen, finish. Needs no Celery to run."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+from billiard.exceptions import SoftTimeLimitExceeded
+
+from contract.errors import BrokerUnavailableError, ErrorCode, JobError, LeaseLostError
+from contract.jobs import ErrorInfo, Explanation, JobResult, JobState, ModelInfo
+from contract.ledger import Claim, Heartbeat, Ledger
+from worker.pictures import remove_pictures
+from worker.screening import Screener, Screening
+
+logger = structlog.stdlib.get_logger(__name__)
+
+#: While Redis is away, a result in hand is offered again after this pause (s), doubled each time up to the second.
+FINISH_PAUSE_S = (0.1, 2.0)
+
+
+class LeaseKeeper:
+    """Keeps a claim alive from a thread of its own, and tells the job at each stage whether to go on.
+
+    Args:
+        ledger: Where the claim was made.
+        claim: The job in hand.
+        pause_s: Seconds between two signs of life.
+    """
+
+    def __init__(self, ledger: Ledger, claim: Claim, *, pause_s: float) -> None:
+        self._ledger = ledger
+        self._claim = claim
+        self._pause_s = pause_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def enter(self, stage: str) -> None:
+        """Note that a stage begins.
+
+        Raises:
+            JobError: The job has been cancelled.
+            LeaseLostError: Another worker has it.
+        """
+        try:
+            answer = self._ledger.heartbeat(self._claim, stage)
+        except BrokerUnavailableError:
+            # The work goes on; whether the lease outlived the break is decided when the result is offered.
+            return
+        if answer is Heartbeat.LOST:
+            raise LeaseLostError(f"job {self._claim.job_id} is no longer held under token {self._claim.token}")
+        if answer is Heartbeat.CANCELLED:
+            raise JobError(ErrorCode.CANCELLED, f"the job was cancelled before the stage `{stage}`")
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._pause_s):
+            try:
+                self._ledger.heartbeat(self._claim)
+            except BrokerUnavailableError:
+                logger.warning("redis_away", job_id=self._claim.job_id)
+
+
+class JobProcessor:
+    """Takes jobs through the engine, one at a time.
+
+    Args:
+        ledger: The truth about jobs.
+        screener: The engine, loaded.
+        node: Name of this node, for ledger and result.
+    """
+
+    def __init__(self, ledger: Ledger, screener: Screener, *, node: str) -> None:
+        self._ledger = ledger
+        self._screener = screener
+        self._node = node
+
+    def process(self, job_id: str) -> JobState | None:
+        """Take up a job, if it is to be had, and end it.
+
+        Returns:
+            The state in which it ended here; None if there was nothing to do, or another worker has it.
+        """
+        log = logger.bind(job_id=job_id)
+        claim = self._ledger.claim(job_id, self._node)
+        if not isinstance(claim, Claim):
+            log.info("job_passed_over", state=claim or "unknown")
+            return None
+        if claim.exhausted:
+            return self._give_up(claim)
+        log.info("job_claimed", attempt=claim.attempts, waited_ms=claim.waited_ms)
+        start = time.perf_counter()
+        screening: Screening | None = None
+        try:
+            with LeaseKeeper(self._ledger, claim, pause_s=self._ledger.settings.heartbeat_s) as lease:
+                outcome: Screening | JobError
+                try:
+                    request = claim.request
+                    outcome = screening = self._screener.screen(
+                        request.img_path, request.destination_path, model=request.model, on_stage=lease.enter
+                    )
+                except JobError as error:
+                    outcome = error
+                except SoftTimeLimitExceeded:
+                    outcome = JobError(
+                        ErrorCode.DEADLINE_EXCEEDED, "the job took longer than a job may; submit it again"
+                    )
+                except LeaseLostError:
+                    raise
+                except Exception as error:  # noqa: BLE001 - whatever it is, this job fails and the next one is served
+                    log.error("job_crashed", error=type(error).__name__, at=_where(error))  # noqa: TRY400
+                    outcome = JobError(
+                        ErrorCode.INTERNAL_ERROR,
+                        f"the worker met a fault of its own ({type(error).__name__}); its log says where, under this "
+                        "job's id",
+                    )
+                result = self._result(claim, outcome, (time.perf_counter() - start) * 1000)
+                self._finish(claim, result)
+        except LeaseLostError:
+            if screening is not None:
+                remove_pictures(screening.saliency_img_path, screening.overlay_img_path)
+            log.warning("job_lost", attempt=claim.attempts)
+            return None
+        log.info(
+            "job_ended",
+            state=result.state.value,
+            error=result.error.code.value if result.error else None,
+            timings_ms=result.timings_ms,
+        )
+        return result.state
+
+    def _finish(self, claim: Claim, result: JobResult, *, dead: bool = False) -> None:
+        pause_s, longest_s = FINISH_PAUSE_S
+        while True:
+            try:
+                return self._ledger.finish(claim, result, dead=dead)
+            except BrokerUnavailableError:
+                logger.warning("redis_away", job_id=claim.job_id)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+
+    def _give_up(self, claim: Claim) -> JobState | None:
+        error = JobError(
+            ErrorCode.WORKER_LOST,
+            f"{claim.attempts} workers ended while they had this job, so it is not tried again; "
+            "look at the file, then use `producer dead`",
+        )
+        try:
+            self._finish(claim, self._result(claim, error, 0.0), dead=True)
+        except LeaseLostError:
+            return None
+        logger.error("job_given_up", job_id=claim.job_id, attempts=claim.attempts)
+        return JobState.DEAD
+
+    def _result(self, claim: Claim, outcome: Screening | JobError, engine_ms: float) -> JobResult:
+        timings_ms = {"queued": round(claim.waited_ms, 3)}
+        common = {
+            "job_id": claim.job_id,
+            "attempts": claim.attempts,
+            "submitted_at": claim.submitted_at,
+            "finished_at": datetime.now(UTC),
+            "worker": self._node,
+            "metadata": claim.request.metadata,
+        }
+        if isinstance(outcome, JobError):
+            timings_ms["engine"] = round(engine_ms, 3)
+            return JobResult.model_validate(
+                {
+                    "result": "fail",
+                    "error": ErrorInfo(code=outcome.code, message=outcome.message),
+                    "timings_ms": timings_ms,
+                    **common,
+                }
+            )
+        timings_ms |= outcome.timings_ms
+        timings_ms["engine"] = round(engine_ms, 3)
+        manifest, classification = outcome.manifest, outcome.classification
+        return JobResult.model_validate(
+            {
+                "result": "ok",
+                "diagnosis": classification.diagnosis,
+                "saliency_img_path": outcome.saliency_img_path,
+                "overlay_img_path": outcome.overlay_img_path,
+                "probability": classification.probability,
+                "threshold": manifest.threshold,
+                "model": ModelInfo(
+                    name=manifest.name,
+                    version=manifest.version,
+                    sha256=manifest.sha256,
+                    intended_use=manifest.intended_use,
+                ),
+                "explanation": Explanation(
+                    method=classification.method, class_label=classification.diagnosis, layer=classification.layer
+                ),
+                "warnings": outcome.warnings,
+                "timings_ms": timings_ms,
+                **common,
+            }
+        )
+
+
+def _where(error: BaseException) -> list[str]:
+    """Where an exception arose, without its text: that may quote a path or a file."""
+    return [
+        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+        for frame in traceback.extract_tb(error.__traceback__)
+    ]

@@ -1,0 +1,132 @@
+"""Starts a node pinned to its device, and starts it again should it end unasked."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+
+import structlog
+
+from contract.errors import BrokerUnavailableError
+from contract.ledger import Ledger, connect
+from contract.settings import ENVIRONMENT_PREFIX
+from worker.node import LAUNCHER_PID
+from worker.settings import WorkerSettings
+
+logger = structlog.stdlib.get_logger(__name__)
+
+#: A node that ends unasked is started again after this pause, doubled each time up to the second, in seconds.
+RESTART_PAUSE_S = (1.0, 30.0)
+
+#: After SIGTERM a node has this long: Celery's soft shutdown gives a running job 30 s.
+STOP_TIMEOUT_S = 45.0
+
+
+def node_environment(settings: WorkerSettings, *, gpu: int | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment of a node: its device is settled before anything is imported.
+
+    Args:
+        settings: The node's settings.
+        gpu: Index of the GPU that the node is to see, alone; None for none.
+        environ: The environment to start from.
+    """
+    return {
+        **environ,
+        "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu),
+        # SIGTERM begins Celery's soft shutdown: the running job ends first.
+        "REMAP_SIGTERM": "SIGQUIT",
+        LAUNCHER_PID: str(os.getpid()),
+        f"{ENVIRONMENT_PREFIX}DEVICE": settings.device,
+        f"{ENVIRONMENT_PREFIX}NODE": settings.node,
+        f"{ENVIRONMENT_PREFIX}MODEL": os.pathsep.join(str(path) for path in settings.model),
+        f"{ENVIRONMENT_PREFIX}LOG_FORMAT": settings.log_format,
+    }
+
+
+class Launcher:
+    """Keeps one node running until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: The node's settings.
+        gpu: Index of its GPU; None for the CPU.
+    """
+
+    def __init__(self, settings: WorkerSettings, *, gpu: int | None) -> None:
+        self._settings = settings
+        self._environment = node_environment(settings, gpu=gpu, environ=os.environ)
+        self._ledger = Ledger(connect(settings), settings)
+        self._signals = 0
+
+    def run(self) -> int:
+        """Start the node and stay with it.
+
+        Returns:
+            0 after a signal; 1 if the node ended before it was ever ready: it would not do better the next time.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        pause_s, longest_s = RESTART_PAUSE_S
+        ready_once = False
+        while True:
+            node = subprocess.Popen(
+                [sys.executable, "-m", "worker.node"], env=self._environment, start_new_session=True
+            )
+            try:
+                became_ready = self._watch(node)
+            finally:
+                _end_group(node)
+            if self._signals:
+                return 0
+            ready_once = ready_once or became_ready
+            if not ready_once:
+                logger.error("node_never_ready", node=self._settings.node, status=node.returncode)
+                return 1
+            pause_s = RESTART_PAUSE_S[0] if became_ready else min(2 * pause_s, longest_s)
+            logger.error("node_ended", node=self._settings.node, status=node.returncode, restart_in_s=pause_s)
+            self._sleep(pause_s)
+            if self._signals:
+                return 0
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._signals and time.monotonic() < end:
+            time.sleep(0.1)
+
+    def _watch(self, node: subprocess.Popen[bytes]) -> bool:
+        """Wait for the node to end, or end it when asked to; say whether it was ready in between."""
+        ready = False
+        told = 0
+        deadline = float("inf")
+        while node.poll() is None:
+            if self._signals > told:
+                # The second Ctrl-C means it.
+                node.send_signal(signal.SIGTERM if told == 0 else signal.SIGKILL)
+                deadline = time.monotonic() + STOP_TIMEOUT_S
+                told = self._signals
+            if time.monotonic() > deadline:
+                node.kill()
+            if not ready and not told:
+                ready = self._is_ready()
+            time.sleep(0.1)
+        return ready
+
+    def _is_ready(self) -> bool:
+        try:
+            return self._settings.node in self._ledger.ready_nodes()
+        except BrokerUnavailableError:
+            return False
+
+
+def _end_group(node: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(node.pid, signal.SIGKILL)
+    node.wait()

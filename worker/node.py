@@ -1,0 +1,37 @@
+"""The process that `worker run` starts and watches: a Celery node with the options that we rely on."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from celery import platforms
+
+from contract.names import QUEUES
+
+#: Environment variable with the launcher's process id.
+LAUNCHER_PID = "OSTEOPAN_LAUNCHER_PID"
+
+
+def main() -> None:
+    """Run the node until it is told to stop."""
+    # A launcher that is killed takes its node along, and the kernel ends the node's child with it.
+    platforms.set_pdeathsig("SIGTERM")
+    if os.environ.get(LAUNCHER_PID, str(os.getppid())) != str(os.getppid()):
+        sys.exit("the launcher ended before its node began")
+    from worker.app import app, settings
+
+    app.worker_main(
+        [
+            "worker",
+            f"--hostname={settings.node}",
+            f"--queues={','.join(QUEUES)}",
+            f"--loglevel={settings.log_level}",
+            "--without-gossip",
+            "--without-mingle",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""A node's own settings, on top of those that both ends of the queue share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
+
+from contract.settings import Settings
+from panoramic.overlay import Colormap
+
+Paths = Annotated[tuple[Path, ...], NoDecode]
+
+
+class WorkerSettings(Settings):
+    """What a node runs on, what it loads and where it may read and write.
+
+    Attributes:
+        device: `cpu`, or `cuda:0`: a node sees one GPU only, which `worker run --gpu N` chooses.
+        node: Name of this node, unique among those on one broker.
+        model: Model files to load, separated by `:`; the first answers requests that name none. Left out, it is
+            the demonstration model.
+        input_roots: Folders, separated by `:`, in which radiographs may lie; links are followed first.
+        output_roots: Folders, separated by `:`, in which pictures may be written.
+        colormap: Colours of the map.
+        read_timeout_s: How long decoding one file may take, in seconds.
+        decoder_memory_mib: Address space that decoding one file may take, in MiB.
+        threads: CPU threads of the network; 0 leaves it to PyTorch.
+        log_format: `console` for people, `json` for machines.
+        log_level: Least severity that is logged.
+    """
+
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda:\d+)$")
+    node: str = Field(default_factory=lambda: f"cpu@{socket.gethostname()}", pattern=r"^[A-Za-z0-9_.@-]{1,128}$")
+    model: Paths = ()
+    input_roots: Paths = (Path("/"),)
+    output_roots: Paths = (Path("/"),)
+    colormap: Colormap = Colormap.INFERNO
+    read_timeout_s: float = Field(default=20.0, gt=0)
+    decoder_memory_mib: int = Field(default=4096, ge=512)
+    threads: int = Field(default=0, ge=0)
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("model", "input_roots", "output_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(Path(part) for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+    @field_validator("input_roots", "output_roots")
+    @classmethod
+    def _absolute(cls, roots: tuple[Path, ...]) -> tuple[Path, ...]:
+        if not roots or not all(root.is_absolute() for root in roots):
+            raise ValueError("give one or more absolute paths")
+        return tuple(root.resolve() for root in roots)
