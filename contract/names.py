@@ -60,6 +60,11 @@ class Keys:
         return f"{self.prefix}:finished"
 
     @property
+    def reconciler(self) -> str:
+        """String with a lifetime: the node whose turn it is to look after forgotten jobs."""
+        return f"{self.prefix}:reconciler"
+
+    @property
     def results(self) -> str:
         """Stream: one entry (id and state, no path) for each ended job; trimmed."""
         return f"{self.prefix}:results"

@@ -25,6 +25,9 @@ SYNTHETIC_IMAGE_NAME = "synthetic-radiograph.png"
 #: Warning of a result that was computed with random weights.
 WARNING_NOT_TRAINED = "model_not_trained"
 
+#: Who ends the demonstration does not want its job any more, and a busy Celery node takes 30 s to stop when asked once.
+WORKER_PATIENCE_S = 3.0
+
 #: The demonstration must not put its job into a hospital's queue, nor fail by a setting that is meant for others;
 #: it may use the model that is configured, and the folder where the demonstration model lies.
 INHERITED_SETTINGS = frozenset({f"{ENVIRONMENT_PREFIX}STATE_DIR", f"{ENVIRONMENT_PREFIX}MODEL"})
@@ -134,6 +137,7 @@ def run_demo(
                 # Not from the environment: whatever stands there is meant for another Redis.
                 settings=Settings.model_construct(),
                 worker_command=commands.worker,
+                patience_s=WORKER_PATIENCE_S,
                 step=progress.step,
                 on_log=keep_line,
             )

@@ -27,6 +27,9 @@ TAIL_LINES = 15
 
 _SHIM = Path(__file__).with_name("die_with_parent.py")
 _POLL_S = 0.05
+#: Between the second SIGTERM and SIGKILL, in seconds. A worker takes the second for "now, not after this job", and
+#: ends its own children, which lead sessions of their own and are not of its group.
+_INSISTENCE_S = 1.0
 #: What an ended child's log reader may take to come to the end of the pipe, in seconds.
 _READER_END_S = 2.0
 
@@ -40,7 +43,7 @@ class Child:
         environment: Its whole environment.
         on_log: Takes each line that it writes, on either stream, without the line's end.
         stdout: If given, its standard output goes there and its standard error is ours; nothing is logged.
-        patience_s: What `stop` leaves it for ending by itself, in seconds.
+        patience_s: What `stop` leaves it for ending in its own way, in seconds.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Child:
         return code
 
     def stop(self) -> None:
-        """Ask it to end, wait for `patience_s`, then end it and what is left of its group."""
+        """Ask it to end, ask again after `patience_s`, and soon after that kill it and what is left of its group."""
         stop_all([self])
 
     def terminate(self) -> None:
@@ -149,14 +152,17 @@ def stop_all(children: Iterable[Child]) -> None:
     running = [child for child in children if child.poll() is None]
     for child in running:
         child.terminate()
+    insisted: set[int] = set()
     begin = time.monotonic()
-    while running:
+    while running := [child for child in running if child.poll() is None]:
         for child in running:
-            if time.monotonic() - begin > child.patience_s:
+            overdue_s = time.monotonic() - begin - child.patience_s
+            if overdue_s > _INSISTENCE_S:
                 child.kill()
-        running = [child for child in running if child.poll() is None]
-        if running:
-            time.sleep(_POLL_S)
+            elif overdue_s > 0 and child.pid not in insisted:
+                insisted.add(child.pid)
+                child.terminate()
+        time.sleep(_POLL_S)
 
 
 @contextlib.contextmanager

@@ -41,4 +41,5 @@ class Progress:
         """Show what went wrong, after the last lines that the part at fault wrote."""
         for line in log:
             self.say(f"  | {line}", style="dim")
-        self.say(f"Error: {message}", style="bold red")
+        hint = " (the last lines of its log are above)" if log else ""
+        self.say(f"Error: {message}{hint}", style="bold red")

@@ -46,14 +46,13 @@ class Batch:
 
     Attributes:
         names: The picture's file name, by job id, of what is queued.
-        submitted: Ids of what is queued, or may be, because it was under way when the command was stopped.
         refused: How many JSON lines were refused.
     """
 
     def __init__(self, client: Client, waiting: Wait | None, *, as_json: bool) -> None:
         self.names: dict[str, str] = {}
-        self.submitted: dict[str, None] = {}
         self.refused = 0
+        self._under_way: str | None = None
         self._client = client
         self._waiting = waiting
         self._as_json = as_json
@@ -73,15 +72,21 @@ class Batch:
             except (InvalidRequestError, JobConflictError) as error:
                 note(f"line {number}: {error}")
                 self.refused += 1
+                self._under_way = None
+
+    def open_ids(self) -> list[str]:
+        """Ids of the jobs that are not known to have ended, one that may or may not have been queued included."""
+        queued = list(self.names) if self._waiting is None else list(self._waiting.open)
+        return list(dict.fromkeys([*queued, self._under_way])) if self._under_way else queued
 
     def _submit(self, request: JobRequest) -> None:
         request = request.with_id()
-        self.submitted[str(request.job_id)] = None
+        self._under_way = request.job_id
         submission = self._client.submit(request)
-        self.names[submission.job_id] = Path(request.img_path).name
         if self._waiting is not None:
             self._waiting.add([submission.job_id])
-        elif self._as_json:
-            emit(json.dumps({"job_id": submission.job_id, "state": submission.state, "created": submission.created}))
-        else:
-            emit(submission.job_id)
+        self.names[submission.job_id] = Path(request.img_path).name
+        self._under_way = None
+        if self._waiting is None:
+            job = {"job_id": submission.job_id, "state": submission.state, "created": submission.created}
+            emit(json.dumps(job) if self._as_json else submission.job_id)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from contract.errors import InvalidRequestError, OsteopanError, ResultTimeoutError
-from contract.jobs import RESEARCH_USE, JobState, Priority
+from contract.jobs import RESEARCH_USE, JobRequest, JobState, Priority
 from producer.batch import Batch, requests_for
 from producer.exit_codes import ExitCode, exit_code_of
 from producer.output import OutputClosedError, emit, note
@@ -140,18 +140,12 @@ def submit(
         waiting = _wait_for(client) if wait else None
         batch = Batch(client, waiting, as_json=as_json)
         try:
-            batch.submit(requests)
-            if STDIN in paths:
-                batch.submit_lines(sys.stdin.buffer)
+            _queue(batch, requests, lines=STDIN in paths)
+            code = ExitCode.OK
+            if waiting is not None:
+                code = _show_results(client, waiting, names=batch.names, timeout_s=timeout_s, as_json=as_json)
         except KeyboardInterrupt:
-            raise _interrupted(batch.submitted) from None
-        except (OsteopanError, OutputClosedError):
-            if batch.names:
-                note(f"queued so far: {len(batch.names)}; the remaining requests are not queued")
-            raise
-        code = ExitCode.OK
-        if waiting is not None:
-            code = _show_results(client, waiting, names=batch.names, timeout_s=timeout_s, as_json=as_json)
+            raise _interrupted(batch.open_ids()) from None
     raise typer.Exit(code or (ExitCode.SOME_FAILED if refused or batch.refused else ExitCode.OK))
 
 
@@ -169,9 +163,12 @@ def result(
         status = client.status(job_id)
         if not (wait or status.state.is_terminal):
             raise ResultTimeoutError(f"job {job_id} is {status.state.value}; --wait waits for its result")
-        waiting = _wait_for(client)
-        waiting.add([job_id])
-        code = _show_results(client, waiting, names={}, timeout_s=timeout_s, as_json=as_json)
+        try:
+            waiting = _wait_for(client)
+            waiting.add([job_id])
+            code = _show_results(client, waiting, names={}, timeout_s=timeout_s, as_json=as_json)
+        except KeyboardInterrupt:
+            raise _interrupted([job_id]) from None
     raise typer.Exit(code)
 
 
@@ -263,8 +260,19 @@ def _timeout_s(timeout: float | None, *, wait: bool) -> float:
     return timeout
 
 
+def _queue(batch: Batch, requests: Iterable[JobRequest], *, lines: bool) -> None:
+    try:
+        batch.submit(requests)
+        if lines:
+            batch.submit_lines(sys.stdin.buffer)
+    except (OsteopanError, OutputClosedError):
+        if batch.names:
+            note(f"queued so far: {len(batch.names)}; the remaining requests are not queued")
+        raise
+
+
 def _interrupted(job_ids: Iterable[str]) -> typer.Exit:
-    note("stopped. The jobs that are queued or running go on; `producer result ID --wait` waits for one of them:")
+    note("stopped. Jobs that are queued or running go on; `producer result ID --wait` waits for one of these:")
     for job_id in job_ids:
         note(job_id)
     return typer.Exit(ExitCode.INTERRUPTED)
@@ -280,13 +288,10 @@ def _show_results(client: Client, waiting: Wait, *, names: dict[str, str], timeo
     # A bar on the same terminal has to make room for a line of output; it is drawn again below it.
     clear = "\r\x1b[2K" if console.is_terminal and sys.stdout.isatty() else ""
     ended: list[Ended] = []
-    try:
-        for job in draw_wait(client, waiting, timeout_s=timeout_s, console=console):
-            ended.append(job)
-            if as_json:
-                emit(f"{clear}{job.document}", encoding="utf-8")
-    except KeyboardInterrupt:
-        raise _interrupted(waiting.open) from None
+    for job in draw_wait(client, waiting, timeout_s=timeout_s, console=console):
+        ended.append(job)
+        if as_json:
+            emit(f"{clear}{job.document}", encoding="utf-8")
     results = [job.result for job in ended]
     if results and not as_json:
         table = results_table(results, names=names)

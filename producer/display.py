@@ -177,7 +177,7 @@ def as_text(table: Table, *, terminal: bool) -> str:
     )
     with console.capture() as capture:
         console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().strip("\n").splitlines())
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
 
 
 def _moment(moment: datetime | None) -> str:

@@ -1,7 +1,7 @@
 """What Celery loads on a node (`celery -A worker.app worker`): the app, its one task, the life of its child process.
 
-The parent process only handles messages. The child, one a node, owns the device: it loads the models, warms them up,
-says that the node is ready, and then runs one job at a time.
+The parent process handles messages and looks after forgotten jobs. The child, one a node, owns the device: it loads
+the models, warms them up, says that the node is ready, and then runs one job at a time.
 """
 
 from __future__ import annotations
@@ -101,6 +101,14 @@ def _start(**_: Any) -> None:
         logger.critical("node_cannot_start", node=settings.node, reason=message)
         os.kill(os.getppid(), signal.SIGKILL)
         os._exit(1)
+
+
+@signals.worker_ready.connect
+def _reconcile(**_: Any) -> None:
+    # In the parent, which outlives its children.
+    from worker.reconciler import Reconciler
+
+    Reconciler(Ledger(connect(settings), settings), app).start()
 
 
 @signals.worker_process_shutdown.connect

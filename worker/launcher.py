@@ -14,7 +14,7 @@ from types import FrameType
 import structlog
 
 from contract.errors import BrokerUnavailableError
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger, connect, translated_errors
 from contract.settings import ENVIRONMENT_PREFIX
 from worker.node import LAUNCHER_PID
 from worker.settings import WorkerSettings
@@ -24,7 +24,7 @@ logger = structlog.stdlib.get_logger(__name__)
 #: A node that ends unasked is started again after this pause, doubled each time up to the second, in seconds.
 RESTART_PAUSE_S = (1.0, 30.0)
 
-#: After SIGTERM a node has this long: Celery's soft shutdown gives a running job 30 s.
+#: After SIGTERM (Celery's warm shutdown) the running job has this long to end; then it goes back to the queue.
 STOP_TIMEOUT_S = 45.0
 
 
@@ -39,8 +39,6 @@ def node_environment(settings: WorkerSettings, *, gpu: int | None, environ: Mapp
     return {
         **environ,
         "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu),
-        # SIGTERM begins Celery's soft shutdown: the running job ends first.
-        "REMAP_SIGTERM": "SIGQUIT",
         LAUNCHER_PID: str(os.getpid()),
         f"{ENVIRONMENT_PREFIX}DEVICE": settings.device,
         f"{ENVIRONMENT_PREFIX}NODE": settings.node,
@@ -74,6 +72,7 @@ class Launcher:
         pause_s, longest_s = RESTART_PAUSE_S
         ready_once = False
         while True:
+            self._forget_ready()
             node = subprocess.Popen(
                 [sys.executable, "-m", "worker.node"], env=self._environment, start_new_session=True
             )
@@ -117,7 +116,12 @@ class Launcher:
             if not ready and not told:
                 ready = self._is_ready()
             time.sleep(0.1)
-        return ready
+        return ready or self._is_ready()
+
+    def _forget_ready(self) -> None:
+        """Delete what an earlier node of this name said of itself."""
+        with contextlib.suppress(BrokerUnavailableError), translated_errors():
+            self._ledger.client.delete(self._ledger.keys.ready(self._settings.node))
 
     def _is_ready(self) -> bool:
         try:

@@ -23,7 +23,10 @@ CANARY = "Jane-Doe-1950"
 REQUEST = JobRequest(img_path=f"/in/{CANARY}.png", destination_path=f"/{CANARY}", job_id="a", metadata={"name": CANARY})
 
 
-@pytest.mark.parametrize(("priority", "queue"), [("routine", "osteopan.routine"), ("urgent", "osteopan.urgent")])
+@pytest.mark.parametrize(
+    ("priority", "queue"),
+    [("routine", "osteopan:celery:osteopan.routine"), ("urgent", "osteopan:celery:osteopan.urgent")],
+)
 def test_the_message_carries_the_id_and_nothing_else(
     settings: Settings, ledger: Ledger, priority: str, queue: str
 ) -> None:
@@ -43,7 +46,7 @@ def test_nothing_but_the_ledgers_record_names_the_patient(settings: Settings, le
     ledger.submit(REQUEST)
     wake_worker(make_app(settings), "a", Priority.ROUTINE)
     keys = set(ledger.client.scan_iter())
-    assert "osteopan.routine" in keys
+    assert "osteopan:celery:osteopan.routine" in keys
     assert {key for key in keys if CANARY in repr(_dump(ledger, key))} == {"osteopan:job:a"}
 
 
@@ -109,5 +112,5 @@ def test_a_unix_socket_serves_the_ledger_and_celery_alike(socket_url: str) -> No
         ledger = Ledger(client, settings)
         ledger.submit(REQUEST)
         wake_worker(make_app(settings), "a", Priority.ROUTINE)
-        assert client.llen("osteopan.routine") == 1
+        assert client.llen("osteopan:celery:osteopan.routine") == 1
         assert os.path.basename(str(client.connection_pool.connection_kwargs["path"])) == "redis.sock"  # noqa: PTH119

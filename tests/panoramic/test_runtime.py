@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from panoramic.grad_cam import general_form
 from panoramic.manifest import DiagnosisClass, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
 from panoramic.runtime import Classifier, Runtime
+
+MakeModel = Callable[..., Model]
 
 SIZE = (96, 160)
 THREE = tuple(DiagnosisClass(name=f"C{i}", label=f"Class {i}", finding=i == 3) for i in (1, 2, 3))
@@ -35,7 +38,7 @@ def body() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def make_model(body: dict[str, torch.Tensor], tmp_path: Path):
+def make_model(body: dict[str, torch.Tensor], tmp_path: Path) -> MakeModel:
     def make(
         *,
         outputs: int = 2,
@@ -66,7 +69,7 @@ def library_network(model: Model) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("outputs", "temperature"), [(2, 1.0), (2, 2.5), (1000, 1.0)])
-def test_the_networks_probabilities_and_map(make_model, outputs: int, temperature: float) -> None:
+def test_the_networks_probabilities_and_map(make_model: MakeModel, outputs: int, temperature: float) -> None:
     model = make_model(outputs=outputs, temperature=temperature)
     classifier: Runtime = Classifier(model)
     batch = batch_of(3)
@@ -92,7 +95,7 @@ def test_the_networks_probabilities_and_map(make_model, outputs: int, temperatur
         np.testing.assert_allclose(answer.cam, cam, rtol=0, atol=1e-4 * cam.max())
 
 
-def test_same_bits_every_time_and_for_every_kind_of_array(make_model) -> None:
+def test_same_bits_every_time_and_for_every_kind_of_array(make_model: MakeModel) -> None:
     classifier = Classifier(make_model())
     batch = batch_of(2)
     read_only = batch.copy()
@@ -123,7 +126,7 @@ def test_same_bits_every_time_and_for_every_kind_of_array(make_model) -> None:
         (1.0, [0.0, 5.0], "Healthy Patient"),
     ],
 )
-def test_the_threshold_decides(make_model, threshold: float, bias: list[float], diagnosis: str) -> None:
+def test_the_threshold_decides(make_model: MakeModel, threshold: float, bias: list[float], diagnosis: str) -> None:
     model = make_model(scale=0.0, bias=bias, threshold=threshold)
 
     (answer,) = Classifier(model).classify(batch_of(1))
@@ -142,7 +145,7 @@ def test_the_threshold_decides(make_model, threshold: float, bias: list[float], 
     ],
 )
 def test_with_three_classes_the_threshold_means_the_same(
-    make_model, threshold: float, probabilities: list[float], name: str
+    make_model: MakeModel, threshold: float, probabilities: list[float], name: str
 ) -> None:
     bias = np.log(probabilities).tolist()
     model = make_model(scale=0.0, outputs=3, bias=bias, classes=THREE, threshold=threshold)
@@ -165,14 +168,14 @@ def test_with_three_classes_the_threshold_means_the_same(
         (np.full((1, 3, *SIZE), np.nan, np.float32), "batch has values that are infinite or not a number"),
     ],
 )
-def test_refuses_other_batches(make_model, batch: np.ndarray, message: str) -> None:
+def test_refuses_other_batches(make_model: MakeModel, batch: np.ndarray, message: str) -> None:
     classifier = Classifier(make_model())
 
     with pytest.raises(ValueError, match=message):
         classifier.classify(batch)
 
 
-def test_an_answer_that_is_no_number_is_an_error(make_model) -> None:
+def test_an_answer_that_is_no_number_is_an_error(make_model: MakeModel) -> None:
     classifier = Classifier(make_model(activation=1e30, scale=1e30))
 
     with pytest.raises(PanoramicError, match="model test version 1 put out something infinite or not a number on cpu"):
@@ -182,13 +185,13 @@ def test_an_answer_that_is_no_number_is_an_error(make_model) -> None:
 
 
 @pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])
-def test_refuses_devices_that_are_not_there(make_model, device: str) -> None:
+def test_refuses_devices_that_are_not_there(make_model: MakeModel, device: str) -> None:
     with pytest.raises(PanoramicError, match=f"cannot be put on device '{device}'; use cpu, or cuda:N"):
         Classifier(make_model(), device=device)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
-def test_a_card_gives_the_cpus_answers(make_model) -> None:
+def test_a_card_gives_the_cpus_answers(make_model: MakeModel) -> None:
     model = make_model()
     on_cpu = Classifier(model).classify(batch_of(2))
 

@@ -52,7 +52,10 @@ def test_a_submission_is_in_the_ledger_and_wakes_a_worker_through_the_queue_of_i
     client.submit(request(job_id="slow"))
     client.submit(JobRequest.parse(request(job_id="fast", priority="urgent")))
     assert [ledger.status(job_id).state for job_id in ("slow", "fast")] == [JobState.QUEUED] * 2
-    assert (ledger.client.llen("osteopan.routine"), ledger.client.llen("osteopan.urgent")) == (1, 1)
+    assert (
+        ledger.client.llen("osteopan:celery:osteopan.routine"),
+        ledger.client.llen("osteopan:celery:osteopan.urgent"),
+    ) == (1, 1)
 
 
 def test_relative_paths_are_made_absolute_and_links_stay(
@@ -76,9 +79,9 @@ def test_the_same_request_again_is_the_same_job_and_another_is_refused(client: C
 def test_an_ended_job_submitted_again_wakes_nobody(client: Client, ledger: Ledger) -> None:
     client.submit(request(job_id="a"))
     client.cancel("a")
-    ledger.client.delete("osteopan.routine")
+    ledger.client.delete("osteopan:celery:osteopan.routine")
     assert client.submit(request(job_id="a")).state is JobState.CANCELLED
-    assert ledger.client.llen("osteopan.routine") == 0
+    assert ledger.client.llen("osteopan:celery:osteopan.routine") == 0
 
 
 def test_of_many_requests_none_is_queued_if_one_does_not_fit(client: Client, ledger: Ledger) -> None:
@@ -276,7 +279,7 @@ def test_threads_may_share_a_client(client: Client, ledger: Ledger) -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda number: client.submit(request(f"{number}.png")), range(200)))
     assert ledger.counts()[JobState.QUEUED] == 200
-    assert ledger.client.llen("osteopan.routine") == 200
+    assert ledger.client.llen("osteopan:celery:osteopan.routine") == 200
 
 
 def test_one_client_closes_without_harm_to_another(client: Client, settings: Settings, ledger: Ledger) -> None:
@@ -284,7 +287,7 @@ def test_one_client_closes_without_harm_to_another(client: Client, settings: Set
     with Client(settings) as other:
         other.submit(request())
     client.submit(request())
-    assert ledger.client.llen("osteopan.routine") == 3
+    assert ledger.client.llen("osteopan:celery:osteopan.routine") == 3
 
 
 def test_submitting_is_fast(client: Client) -> None:
