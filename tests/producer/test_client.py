@@ -175,6 +175,31 @@ def test_entries_trimmed_from_the_stream_are_made_up_for(client: Client, ledger:
     assert not wait.open
 
 
+def test_many_entries_of_other_jobs_are_read_past(client: Client, ledger: Ledger) -> None:
+    wait = Wait(ledger)
+    client.submit(request(job_id="ours"))
+    wait.add(["ours"])
+    with ledger.client.pipeline() as pipeline:
+        for number in range(1500):
+            pipeline.xadd(ledger.keys.results, {"job_id": f"other{number}", "state": "done"})
+        pipeline.execute()
+    assert wait.poll(0.01) == []
+    client.cancel("ours")
+    ((entry_id, _),) = ledger.client.xrevrange(ledger.keys.results, count=1)
+    assert [(job.job_id, job.entry_id) for job in wait.poll(0.01)] == [("ours", entry_id)]
+
+
+def test_a_result_that_expires_before_it_is_read_is_lost_at_once(client: Client, ledger: Ledger) -> None:
+    wait = Wait(ledger)
+    client.submit(request(job_id="a"))
+    wait.add(["a"])
+    assert wait.poll(0.01) == []
+    client.cancel("a")
+    ledger.client.delete(ledger.keys.result("a"))
+    assert [wait.poll(0.01), wait.poll(0.01)] == [[], []]
+    assert (wait.open, wait.lost) == ({}, ["a"])
+
+
 def test_a_restart_of_redis_is_waited_out(client: Client, redis_server: Any, answering: Answering) -> None:
     ids = [job.job_id for job in client.submit_many(request(f"{number}.png") for number in range(3))]
     got: list[str] = []

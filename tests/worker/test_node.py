@@ -308,3 +308,20 @@ def test_wrong_commands_are_answered_with_a_sentence(
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
     assert time.monotonic() - start < 60
+
+
+def test_a_job_whose_worker_is_killed_is_done_by_the_next(
+    start_node: Any, node_settings: Settings, phantom: Path, tmp_path: Path, wait: Wait
+) -> None:
+    settings = node_settings.model_copy(update={"key_prefix": "child", "lease_s": 2.0})
+    with start_node(settings, tmp_path, "child", OSTEOPAN_KEY_PREFIX="child", OSTEOPAN_LEASE_S="2") as node:
+        with node.client() as client:
+            job = client.submit({"img_path": str(phantom), "destination_path": str(tmp_path / "out")}).job_id
+            wait(lambda: client.status(job).stage in ("read", "background", "network"))
+            (celery,) = psutil.Process(node.process.pid).children()
+            # The engine's process is the one that has loaded PyTorch.
+            max(celery.children(), key=lambda process: process.memory_info().rss).kill()
+            result = client.result(job, wait_s=90)
+        assert result.result == "ok"
+        assert result.attempts == 2
+        assert len(os.listdir(tmp_path / "out")) == 2
