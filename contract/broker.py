@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
-from contract.errors import BrokerUnavailableError
+from contract.errors import BrokerUnavailableError, SettingsError
 from contract.jobs import Priority
 from contract.names import QUEUE_ROUTINE, QUEUE_URGENT, TASK_PROCESS, Keys
 from contract.settings import Settings
@@ -80,7 +81,13 @@ def make_app(settings: Settings, *, include: tuple[str, ...] = ()) -> celery.Cel
     Args:
         settings: Where Redis is.
         include: Modules that a worker imports, in its children as well.
+
+    Raises:
+        SettingsError: Celery's own environment variables name another broker, and would win.
     """
+    rivals = [name for name in os.environ if name.startswith("CELERY_BROKER_") and name.endswith("URL")]
+    if rivals:
+        raise SettingsError(f"unset {', '.join(rivals)}: Celery would follow it; osteopan follows OSTEOPAN_REDIS_URL")
     app = celery.Celery("osteopan", include=list(include), set_as_current=False)
     app.conf.update(celery_configuration(settings))
     return app

@@ -73,9 +73,17 @@ class LeaseLostError(OsteopanError):
 
 
 class JobError(OsteopanError):
-    """This job fails with a code and a sentence; the worker goes on with the next one."""
+    """This job fails with a code and a sentence; the worker goes on with the next one.
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    Args:
+        code: For programs.
+        message: For people.
+        may_pass: The fault may be gone in a while (a disk or a network that does not answer), so that it is worth
+            trying again.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, *, may_pass: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.may_pass = may_pass

@@ -174,7 +174,7 @@ class Ledger:
         scripts = files("contract") / "lua"
         self._scripts = {
             name: client.register_script((scripts / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in ("submit", "claim", "heartbeat", "finish", "release")
+            for name in ("submit", "claim", "heartbeat", "finish", "release", "cancel", "bury")
         }
 
     def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
@@ -269,36 +269,91 @@ class Ledger:
         if self._finish(claim.job_id, claim.token, state, result) != "finished":
             raise LeaseLostError(f"job {claim.job_id} is no longer held under token {claim.token}")
 
-    def release(self, claim: Claim) -> bool:
-        """Give a claimed job back to the queue as if it had not been taken; False if it is not held any more."""
+    def release(self, claim: Claim, *, pause_s: float = 0.0, counted: bool = False) -> bool:
+        """Give a claimed job back to the queue.
+
+        Args:
+            claim: The job in hand.
+            pause_s: How long to leave it alone, in seconds.
+            counted: Whether this attempt counts, as after a fault that may pass; else it is as if never made.
+
+        Returns:
+            False if the job is not held any more.
+        """
         keys = self.keys
-        answer = self._run("release", [keys.job(claim.job_id), keys.queued, keys.running], [claim.job_id, claim.token])
+        answer = self._run(
+            "release",
+            [keys.job(claim.job_id), keys.queued, keys.running],
+            [claim.job_id, claim.token, round(pause_s * 1000), int(counted)],
+        )
         return bool(answer == "released")
 
     def cancel(self, job_id: str) -> JobState:
-        """End a queued job at once; tell the worker of a running one to stop at its next stage.
+        """Ask for a job to be ended: a running one at its next stage, a queued one within a second or so.
 
         Returns:
-            `cancelled`; or `running` if the worker was told; or the terminal state that the job had already.
+            The state in which the job is: if it is a terminal one, it stays so.
 
         Raises:
             UnknownJobError: No such job.
         """
-        record = self._record(job_id)
-        status = _status(job_id, record)
-        result = JobResult(
-            result="fail",
-            job_id=job_id,
-            error=ErrorInfo(code=ErrorCode.CANCELLED, message="the job was cancelled before a worker took it up"),
-            attempts=status.attempts,
-            submitted_at=status.submitted_at,
-            finished_at=datetime.now(UTC),
-            metadata=JobRequest.parse(record["request"]).metadata,
-        )
-        answer = self._finish(job_id, "", JobState.CANCELLED, result)
+        answer = self._run("cancel", [self.keys.job(job_id), self.keys.cancelling], [job_id])
         if answer == "unknown":
             raise _unknown(job_id)
-        return {"finished": JobState.CANCELLED, "requested": JobState.RUNNING}.get(answer) or JobState(answer)
+        return JobState(answer)
+
+    def end_cancelled(self) -> list[str]:
+        """End the queued jobs that somebody wants ended; the work of a node, not of a producer.
+
+        Returns:
+            Ids of the jobs that this call has ended.
+        """
+        with translated_errors():
+            wanted = cast("set[str]", self.client.smembers(self.keys.cancelling))
+        ended = []
+        for job_id in wanted:
+            try:
+                record = self._record(job_id)
+            except UnknownJobError:
+                state = "unknown"
+            else:
+                status = _status(job_id, record)
+                result = JobResult(
+                    result="fail",
+                    job_id=job_id,
+                    error=ErrorInfo(code=ErrorCode.CANCELLED, message="the job was cancelled while it was queued"),
+                    attempts=status.attempts,
+                    submitted_at=status.submitted_at,
+                    finished_at=datetime.now(UTC),
+                    metadata=JobRequest.parse(record["request"]).metadata,
+                )
+                state = self._finish(job_id, "", JobState.CANCELLED, result)
+                ended += [job_id] if state == "finished" else []
+            if state != JobState.RUNNING:
+                with translated_errors():
+                    self.client.srem(self.keys.cancelling, job_id)
+        return ended
+
+    def dead(self, *, limit: int = 100) -> list[JobStatus]:
+        """The jobs that were given up, newest first, at most `limit`."""
+        with translated_errors():
+            ids = cast("list[str]", self.client.zrevrange(self.keys.dead, 0, limit - 1))
+        return self._statuses(ids)
+
+    def request(self, job_id: str) -> JobRequest:
+        """What was asked.
+
+        Raises:
+            UnknownJobError: No such job.
+        """
+        return JobRequest.parse(self._record(job_id)["request"])
+
+    def bury(self, job_id: str) -> bool:
+        """Let go of a job that was given up, so that its record expires; False if it is not among the dead."""
+        keys = self.keys
+        return bool(
+            self._run("bury", [keys.job(job_id), keys.dead, keys.finished], [job_id, self.settings.result_ttl_s])
+        )
 
     def _finish(self, job_id: str, token: str, state: JobState, result: JobResult) -> str:
         keys = self.keys
@@ -354,6 +409,11 @@ class Ledger:
             for key in (self.keys.running, self.keys.queued, self.keys.dead, self.keys.finished):
                 pipeline.zrevrange(key, 0, limit - 1)
             ids = list(dict.fromkeys(job_id for group in pipeline.execute() for job_id in group))
+        return self._statuses(ids)
+
+    def _statuses(self, ids: list[str]) -> list[JobStatus]:
+        with translated_errors():
+            pipeline = self.client.pipeline(transaction=False)
             for job_id in ids:
                 pipeline.hgetall(self.keys.job(job_id))
             records = pipeline.execute()

@@ -60,6 +60,11 @@ class Keys:
         return f"{self.prefix}:finished"
 
     @property
+    def cancelling(self) -> str:
+        """Set: ids of open jobs that somebody wants ended."""
+        return f"{self.prefix}:cancelling"
+
+    @property
     def reconciler(self) -> str:
         """String with a lifetime: the node whose turn it is to look after forgotten jobs."""
         return f"{self.prefix}:reconciler"

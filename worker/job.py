@@ -24,6 +24,10 @@ logger = structlog.stdlib.get_logger(__name__)
 #: While Redis is away, a result in hand is offered again after this pause (s), doubled each time up to the second.
 FINISH_PAUSE_S = (0.1, 2.0)
 
+#: After a fault that may pass, a job rests for the first pause (s), and each time longer by the factor.
+RETRY_PAUSE_S = 5.0
+RETRY_GROWTH = 4.0
+
 
 class LeaseKeeper:
     """Keeps a claim alive from a thread of its own, and tells the job at each stage whether to go on.
@@ -94,7 +98,8 @@ class JobProcessor:
         """Take up a job, if it is to be had, and end it.
 
         Returns:
-            The state in which it ended here; None if there was nothing to do, or another worker has it.
+            The state in which it ended here; `queued` if it is to be tried again later; None if there was nothing
+            to do, or another worker has it.
         """
         log = logger.bind(job_id=job_id)
         claim = self._ledger.claim(job_id, self._node)
@@ -105,35 +110,18 @@ class JobProcessor:
             return self._give_up(claim)
         log.info("job_claimed", attempt=claim.attempts, waited_ms=claim.waited_ms)
         start = time.perf_counter()
-        screening: Screening | None = None
+        outcome: Screening | JobError | None = None
         try:
             with LeaseKeeper(self._ledger, claim, pause_s=self._ledger.settings.heartbeat_s) as lease:
-                outcome: Screening | JobError
-                try:
-                    request = claim.request
-                    outcome = screening = self._screener.screen(
-                        request.img_path, request.destination_path, model=request.model, on_stage=lease.enter
-                    )
-                except JobError as error:
-                    outcome = error
-                except SoftTimeLimitExceeded:
-                    outcome = JobError(
-                        ErrorCode.DEADLINE_EXCEEDED, "the job took longer than a job may; submit it again"
-                    )
-                except LeaseLostError:
-                    raise
-                except Exception as error:  # noqa: BLE001 - whatever it is, this job fails and the next one is served
-                    log.error("job_crashed", error=type(error).__name__, at=_where(error))  # noqa: TRY400
-                    outcome = JobError(
-                        ErrorCode.INTERNAL_ERROR,
-                        f"the worker met a fault of its own ({type(error).__name__}); its log says where, under this "
-                        "job's id",
-                    )
+                outcome = self._screen(claim, lease)
+                if isinstance(outcome, JobError) and outcome.may_pass and self._try_later(claim):
+                    log.warning("job_put_off", attempt=claim.attempts, error=outcome.code.value)
+                    return JobState.QUEUED
                 result = self._result(claim, outcome, (time.perf_counter() - start) * 1000)
                 self._finish(claim, result)
         except LeaseLostError:
-            if screening is not None:
-                remove_pictures(screening.saliency_img_path, screening.overlay_img_path)
+            if isinstance(outcome, Screening):
+                remove_pictures(outcome.saliency_img_path, outcome.overlay_img_path)
             log.warning("job_lost", attempt=claim.attempts)
             return None
         log.info(
@@ -143,6 +131,38 @@ class JobProcessor:
             timings_ms=result.timings_ms,
         )
         return result.state
+
+    def _screen(self, claim: Claim, lease: LeaseKeeper) -> Screening | JobError:
+        """Run the engine; whatever goes wrong in it is this job's failure, and the next job is served.
+
+        Raises:
+            LeaseLostError: Another worker has the job.
+        """
+        request = claim.request
+        try:
+            return self._screener.screen(
+                request.img_path, request.destination_path, model=request.model, on_stage=lease.enter
+            )
+        except LeaseLostError:
+            raise
+        except JobError as error:
+            return error
+        except SoftTimeLimitExceeded:
+            return JobError(ErrorCode.DEADLINE_EXCEEDED, "the job took longer than a job may; submit it again")
+        except Exception as error:  # noqa: BLE001 - see above
+            kind = type(error).__name__
+            logger.error("job_crashed", job_id=claim.job_id, error=kind, at=_where(error))  # noqa: TRY400
+            return JobError(
+                ErrorCode.INTERNAL_ERROR,
+                f"the worker met a fault of its own ({kind}); its log says where, under this job's id",
+            )
+
+    def _try_later(self, claim: Claim) -> bool:
+        """Give the job back after a fault that may pass, unless this was its last attempt."""
+        if claim.attempts >= self._ledger.settings.max_attempts:
+            return False
+        pause_s = RETRY_PAUSE_S * RETRY_GROWTH ** (claim.attempts - 1)
+        return self._ledger.release(claim, pause_s=pause_s, counted=True)
 
     def _finish(self, claim: Claim, result: JobResult, *, dead: bool = False) -> None:
         pause_s, longest_s = FINISH_PAUSE_S

@@ -15,8 +15,8 @@ LAUNCHER_PID = "OSTEOPAN_LAUNCHER_PID"
 
 def main() -> None:
     """Run the node until it is told to stop."""
-    # A launcher that is killed takes its node along, and the kernel ends the node's child with it.
-    platforms.set_pdeathsig("SIGTERM")
+    # A launcher that is killed takes its node along, and the node its child; the ledger has the job taken up again.
+    platforms.set_pdeathsig("SIGKILL")
     if os.environ.get(LAUNCHER_PID, str(os.getppid())) != str(os.getppid()):
         sys.exit("the launcher ended before its node began")
     from worker.app import app, settings

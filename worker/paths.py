@@ -18,6 +18,27 @@ from pathlib import Path
 
 from contract.errors import ErrorCode, JobError
 
+#: Faults of disks and networks that may be gone in a while.
+PASSING_FAULTS = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EINTR,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENETDOWN,
+        errno.ENETUNREACH,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENOTCONN,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+    }
+)
+
 
 @dataclass(frozen=True)
 class Destination:
@@ -59,7 +80,7 @@ def read_input(img_path: str, *, roots: Sequence[Path], max_bytes: int) -> bytes
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(max_bytes)
     except OSError as error:
-        raise JobError(ErrorCode.IMAGE_UNREADABLE, f"reading {img_path} failed: {error.strerror}") from error
+        raise _unreadable(f"reading {img_path} failed", error) from error
     finally:
         os.close(descriptor)
 
@@ -95,6 +116,7 @@ def destination_error(destination_path: str, error: OSError) -> JobError:
         ErrorCode.DESTINATION_NOT_WRITABLE,
         f"cannot write to destination_path {destination_path}: {error.strerror}; choose a folder that the worker may "
         "write to, on a disk that has room",
+        may_pass=error.errno in PASSING_FAULTS,
     )
 
 
@@ -122,7 +144,11 @@ def _not_opened(error: OSError, img_path: str) -> JobError:
             ErrorCode.IMAGE_NOT_FOUND,
             f"there is no file {img_path} where the worker runs; check the path and that the folder is mounted there",
         )
-    return JobError(ErrorCode.IMAGE_UNREADABLE, f"the worker cannot open {img_path}: {error.strerror}")
+    return _unreadable(f"the worker cannot open {img_path}", error)
+
+
+def _unreadable(what: str, error: OSError) -> JobError:
+    return JobError(ErrorCode.IMAGE_UNREADABLE, f"{what}: {error.strerror}", may_pass=error.errno in PASSING_FAULTS)
 
 
 def _path_of(descriptor: int) -> Path:

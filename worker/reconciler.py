@@ -65,6 +65,8 @@ class Reconciler:
         while not self._stop.wait(SCAN_PAUSE_S):
             try:
                 if self._take_turn(name):
+                    for job_id in self._ledger.end_cancelled():
+                        logger.info("job_cancelled", job_id=job_id)
                     for job_id in self.scan():
                         logger.warning("job_announced_again", job_id=job_id)
             except OsteopanError:

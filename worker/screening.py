@@ -208,6 +208,10 @@ def _coded_errors() -> Iterator[None]:
         raise JobError(ErrorCode.IMAGE_UNREADABLE, str(error)) from error
     except PanoramicError as error:
         raise JobError(ErrorCode.INTERNAL_ERROR, str(error)) from error
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        torch.cuda.empty_cache()
+        message = "the worker ran out of memory; run fewer nodes on this device, or give it more"
+        raise JobError(ErrorCode.INTERNAL_ERROR, message, may_pass=True) from error
 
 
 def _caption(manifest: Manifest, classification: Classification) -> Caption:

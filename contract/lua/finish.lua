@@ -1,16 +1,13 @@
 -- End a job: state, result and stream entry in one step, or none of them.
 -- KEYS job, queued, running, finished, dead, result, results
 -- ARGV id, token ('' ends a queued job, which nobody holds), state, result, ttl_s, stream_length
--- Returns finished | requested (a running job told to stop) | the state that forbids it | unknown.
+-- Returns finished | lost | the state that forbids it | unknown.
 local job = redis.call('HMGET', KEYS[1], 'state', 'token')
 if not job[1] then
   return 'unknown'
 end
 if ARGV[2] == '' then
-  if job[1] == 'running' then
-    redis.call('HSET', KEYS[1], 'cancel_requested', 1)
-    return 'requested'
-  elseif job[1] ~= 'queued' then
+  if job[1] ~= 'queued' then
     return job[1]
   end
 elseif job[2] ~= ARGV[2] then

@@ -195,7 +195,7 @@ def test_urgent_jobs_go_first(node: Any, phantom: Path, tmp_path: Path) -> None:
 def test_a_queued_job_can_be_cancelled(node: Any, phantom: Path, tmp_path: Path) -> None:
     with node.client() as client:
         jobs = [client.submit({"img_path": str(phantom), "destination_path": str(tmp_path)}).job_id for _ in range(3)]
-        assert client.cancel(jobs[-1]) is JobState.CANCELLED
+        client.cancel(jobs[-1])
         results = {result.job_id: result for result in client.results(jobs, timeout_s=60)}
     assert [results[job].state for job in jobs] == [JobState.DONE, JobState.DONE, JobState.CANCELLED]
 
