@@ -25,7 +25,7 @@ SYNTHETIC_IMAGE_NAME = "synthetic-radiograph.png"
 #: Warning of a result that was computed with random weights.
 WARNING_NOT_TRAINED = "model_not_trained"
 
-#: Who ends the demonstration does not want its job any more, and a busy Celery node takes 30 s to stop when asked once.
+#: Who ends the demonstration does not want its job any more.
 WORKER_PATIENCE_S = 3.0
 
 #: The demonstration must not put its job into a hospital's queue, nor fail by a setting that is meant for others;
@@ -113,21 +113,23 @@ def run_demo(
 
         url_file = folder / "redis.url"
         if image is None:
-            image = destination / SYNTHETIC_IMAGE_NAME
+            drawn = folder / SYNTHETIC_IMAGE_NAME
             with (
                 progress.step("Drawing a synthetic radiograph"),
                 Child(
                     "drawing",
-                    commands.draw(image),
+                    commands.draw(drawn),
                     environment=child_environment(environment, url_file),
                     on_log=lambda line: keep_line("drawing", line),
                 ) as drawing,
             ):
                 code = drawing.wait()
-                if code != 0 or not image.is_file():
+                if code != 0 or not drawn.is_file():
                     raise StartError(
                         f"no synthetic radiograph was drawn: the program ended {describe_exit(code)}", log=drawing.tail
                     )
+            # The demonstration before this one may have left the same picture there.
+            image = Path(shutil.move(drawn, destination / SYNTHETIC_IMAGE_NAME))
         stack = opened.enter_context(
             Stack(
                 folder / "redis",
