@@ -15,7 +15,7 @@ import torch
 from efficientnet_pytorch import EfficientNet
 
 from panoramic.grad_cam import closed_form
-from panoramic.network import NETWORKS, build, forward_with_activation, head_weight
+from panoramic.network import NETWORKS, build, forward_with_activation, fuse_for_inference, head_weight
 from panoramic.preprocess import FULL_INPUT_SIZE
 
 #: (height, width) on which the batch norms are set; any that leaves a few places in the last activation will do.
@@ -43,9 +43,9 @@ def measure(
 ) -> dict[str, Any]:
     """Time one picture through the network, with and without explanations, each in turn in every repetition.
 
-    Ours runs channels-last in inference mode. The predecessor's runs in the library's own layout: forward, then
-    backward from the largest logit to the input, whose absolute gradient is its map; once with frozen parameters, as
-    the predecessor has them, and once with trainable ones, PyTorch's default.
+    Ours runs as the worker does: batch norms fused, channels-last, in inference mode. The predecessor's runs in the
+    library's own layout: forward, then backward from the largest logit to the input, whose absolute gradient is its
+    map; once with frozen parameters, as the predecessor has them, and once with trainable ones, PyTorch's default.
 
     Args:
         network: One of `panoramic.network.NETWORKS`.
@@ -60,7 +60,7 @@ def measure(
     """
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).clamp(-2, 2.6)
     plain = random_network(network)
-    ours = random_network(network).to(memory_format=torch.channels_last).requires_grad_(False)
+    ours = fuse_for_inference(random_network(network).requires_grad_(False)).to(memory_format=torch.channels_last)
     ours_x = x.to(memory_format=torch.channels_last)
     kept: dict[str, torch.Tensor] = {}
 

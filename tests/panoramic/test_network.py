@@ -10,6 +10,7 @@ from panoramic.network import (
     build,
     check_tensors,
     forward_with_activation,
+    fuse_for_inference,
     head_weight,
     network_of,
     outputs_of,
@@ -98,6 +99,31 @@ def test_restored_weights_give_the_librarys_logits_bit_for_bit(library_b0: Effic
     assert not restored.training
     assert not any(parameter.requires_grad for parameter in restored.parameters())
     assert torch.equal(head_weight(restored), library_b0._fc.weight)
+
+
+@pytest.mark.parametrize("network", ["efficientnet-b0", "efficientnet-b1"])
+def test_fused_networks_differ_by_rounding_alone(network: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        library = EfficientNet.from_name(network, num_classes=2)
+        with torch.no_grad():
+            for module in library.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    # Statistics, scale and shift that are anything but neutral.
+                    module.weight.uniform_(0.5, 2)
+                    module.bias.normal_(0, 0.3)
+                    module.momentum = None
+            library.train()(torch.randn(2, 3, 96, 160))
+    library.eval()
+    x = torch.randn(1, 3, 97, 161, generator=torch.Generator().manual_seed(3))
+    fused = fuse_for_inference(restore(network, library.state_dict()))
+    with torch.inference_mode():
+        logits, activation = forward_with_activation(fused, x)
+        expected, features = library(x), library.extract_features(x)
+    assert expected.abs().max() > 0.05
+    assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(activation, features, rtol=1e-3, atol=1e-4 * float(features.abs().max()))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fused.modules())
 
 
 def test_builds_what_training_needs() -> None:
