@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -42,6 +43,10 @@ class EventTap:
 
     def __enter__(self) -> Self:
         self._thread.start()
+        deadline = time.monotonic() + 30
+        # A worker sends a heartbeat every two seconds: from the first on, nothing is missed.
+        while not self.seen and time.monotonic() < deadline:
+            time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
