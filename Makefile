@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The name of a picture goes through the environment, untouched: neither make nor the shell reads it.
+override export IMAGE := $(value IMAGE)
+
 .PHONY: help setup demo test check bench constraints clean
 
 help:  ## list the targets
@@ -11,15 +14,16 @@ help:  ## list the targets
 setup: .venv/.complete  ## create .venv with the pinned dependencies
 
 .venv/.complete: pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "osteopan needs Python 3.11 or newer, this is " + sys.version)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)" --editable '.[dev]'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "osteopan needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.11 ...")'
+	@echo "Setting up .venv (a few minutes, once) …" >&2
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt "$$(grep '^torch==' constraints.txt)" --editable '.[dev]'
 	@# The reference rolling ball asks for opencv-python, which would overwrite the headless cv2; it runs on either.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps opencv-rolling-ball==1.0.1
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps opencv-rolling-ball==1.0.1
 	@touch $@
 
 demo: setup  ## classify one radiograph: a synthetic one, or IMAGE=path/of/one.jpg
-	@$(BIN)/osteopan demo $(if $(IMAGE),"$(IMAGE)")
+	@$(BIN)/osteopan demo $(if $(IMAGE),-- "$$IMAGE")
 
 test: setup  ## run every test
 	$(BIN)/python -m pytest

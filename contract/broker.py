@@ -23,9 +23,16 @@ HARD_TIME_LIMIT_S = 90
 
 
 def _kombu_url(url: str) -> str:
-    """The URL as kombu spells it, which calls a Unix socket `redis+socket://` and its database `virtual_host`."""
+    """The URL as kombu spells it, which calls a Unix socket `redis+socket://` and its database `virtual_host`.
+
+    Without an `ssl_…` option kombu takes any certificate for good, where redis-py verifies it; here both verify.
+    """
     scheme, separator, rest = url.partition("://")
-    return f"redis+socket://{rest.replace('db=', 'virtual_host=')}" if separator and scheme == "unix" else url
+    if separator and scheme == "unix":
+        return f"redis+socket://{rest.replace('db=', 'virtual_host=')}"
+    if separator and scheme == "rediss" and "ssl_cert_reqs=" not in rest:
+        return f"{url}{'&' if '?' in rest else '?'}ssl_cert_reqs=required"
+    return url
 
 
 def celery_configuration(settings: Settings) -> dict[str, Any]:
@@ -70,6 +77,8 @@ def celery_configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "worker_proc_alive_timeout": 120,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # Whoever may publish an event could else send a `shutdown`: Redis cannot tell the two apart.
+        "worker_enable_remote_control": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
     }

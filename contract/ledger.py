@@ -12,6 +12,8 @@ from Redis) is told that the job is lost to it, and changes nothing.
 
 from __future__ import annotations
 
+import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +68,7 @@ class Claim:
         submitted_at: UTC.
         waited_ms: Milliseconds between submission and claim, by Redis' clock.
         exhausted: The job has used its attempts up and is to be ended, not run.
+        left_behind: What the worker before noted of pictures that it was about to write; empty if it did not.
     """
 
     job_id: str
@@ -75,6 +78,7 @@ class Claim:
     submitted_at: datetime
     waited_ms: float
     exhausted: bool
+    left_behind: str = ""
 
 
 class Heartbeat(StrEnum):
@@ -131,7 +135,7 @@ def connect(settings: Settings) -> redis.Redis:
         pool = client.connection_pool
         pool.connection_class(**pool.connection_kwargs)
         str(pool.connection_kwargs.get("host", "")).encode("idna")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, redis.RedisError):
         raise BrokerUnavailableError(
             "the URL of Redis (OSTEOPAN_REDIS_URL) is not valid: "
             "it begins with redis://, rediss:// or unix:// and has the form redis://user:password@host:port/0"
@@ -174,7 +178,7 @@ class Ledger:
         scripts = files("contract") / "lua"
         self._scripts = {
             name: client.register_script((scripts / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in ("submit", "claim", "heartbeat", "finish", "release", "cancel", "bury")
+            for name in ("submit", "claim", "heartbeat", "note", "finish", "release", "cancel", "bury")
         }
 
     def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
@@ -188,6 +192,8 @@ class Ledger:
     def submit(self, request: JobRequest) -> Submission:
         """Enter a job in one atomic step. The same id with the same request answers with the job that is there.
 
+        Two requests are the same if they are equal as JSON: the order of the keys of their metadata does not count.
+
         Raises:
             JobConflictError: The id belongs to another request.
             TooManyOpenJobsError: `max_open_jobs` are open.
@@ -197,10 +203,11 @@ class Ledger:
         request = request.with_id()
         job_id = cast("str", request.job_id)
         keys = self.keys
+        document = json.dumps(request.model_dump(mode="json"), ensure_ascii=False, sort_keys=True)
         outcome, detail = self._run(
             "submit",
             [keys.job(job_id), keys.queued, keys.running],
-            [job_id, request.model_dump_json(), request.priority.value, self.settings.max_open_jobs],
+            [job_id, document, request.priority.value, self.settings.max_open_jobs],
         )
         if outcome == "conflict":
             raise JobConflictError(
@@ -214,12 +221,14 @@ class Ledger:
             )
         return Submission(job_id, JobState(detail), created=outcome == "created")
 
-    def claim(self, job_id: str, worker: str) -> Claim | JobState | None:
+    def claim(self, job_id: str, worker: str, *, nonce: str | None = None) -> Claim | JobState | None:
         """Take a job that is queued, or whose worker has been silent for longer than its lease.
 
         Args:
             job_id: The job's id.
             worker: Name of the node.
+            nonce: Of this attempt. Who claims a second time with the same one, because no answer came to the first,
+                is given what was given to him then.
 
         Returns:
             The claim; or the state that forbids one; or None if no such job is known.
@@ -228,13 +237,13 @@ class Ledger:
         outcome, *details = self._run(
             "claim",
             [keys.job(job_id), keys.queued, keys.running],
-            [job_id, worker, self._lease_ms, self.settings.max_attempts],
+            [job_id, worker, self._lease_ms, self.settings.max_attempts, nonce or secrets.token_hex(8)],
         )
         if outcome == "unknown":
             return None
         if outcome not in ("claimed", "exhausted"):
             return JobState(outcome)
-        token, attempts, request, submitted_ms, now_ms = details
+        token, attempts, request, submitted_ms, now_ms, left_behind = details
         return Claim(
             job_id,
             token,
@@ -243,6 +252,7 @@ class Ledger:
             _utc(submitted_ms),
             waited_ms=float(now_ms) - float(submitted_ms),
             exhausted=outcome == "exhausted",
+            left_behind=left_behind,
         )
 
     def heartbeat(self, claim: Claim, stage: str = "") -> Heartbeat:
@@ -253,6 +263,15 @@ class Ledger:
             [claim.job_id, claim.token, self._lease_ms, stage],
         )
         return Heartbeat(answer)
+
+    def note_pictures(self, claim: Claim, note: str) -> None:
+        """Write down which files are about to be made, so that whoever takes the job over can take them away.
+
+        Raises:
+            LeaseLostError: Another worker has the job by now; make none.
+        """
+        if self._run("note", [self.keys.job(claim.job_id)], [claim.token, note]) != "noted":
+            raise _lost(claim)
 
     def finish(self, claim: Claim, result: JobResult, *, dead: bool = False) -> None:
         """End a claimed job: result, stream entry and state in one step. Saying it twice does no harm.
@@ -267,7 +286,7 @@ class Ledger:
         """
         state = JobState.DEAD if dead else result.state
         if self._finish(claim.job_id, claim.token, state, result) != "finished":
-            raise LeaseLostError(f"job {claim.job_id} is no longer held under token {claim.token}")
+            raise _lost(claim)
 
     def release(self, claim: Claim, *, pause_s: float = 0.0, counted: bool = False) -> bool:
         """Give a claimed job back to the queue.
@@ -325,7 +344,8 @@ class Ledger:
                     attempts=status.attempts,
                     submitted_at=status.submitted_at,
                     finished_at=datetime.now(UTC),
-                    metadata=JobRequest.parse(record["request"]).metadata,
+                    # A request of a later version, whose other fields we might not know, can be cancelled as well.
+                    metadata=json.loads(record["request"])["metadata"],
                 )
                 state = self._finish(job_id, "", JobState.CANCELLED, result)
                 ended += [job_id] if state == "finished" else []
@@ -434,6 +454,11 @@ class Ledger:
         with translated_errors():
             return sorted(key[first:] for key in self.client.scan_iter(match=self.keys.ready("*"), count=1000))
 
+    def is_ready(self, node: str) -> bool:
+        """Whether this node has its model loaded and warm."""
+        with translated_errors():
+            return bool(self.client.exists(self.keys.ready(node)))
+
     def last_entry(self) -> str:
         """Id of the newest entry of the results stream, from which to follow what comes after."""
         with translated_errors():
@@ -461,6 +486,10 @@ class Ledger:
 
 def _unknown(job_id: str) -> UnknownJobError:
     return UnknownJobError(f"no job {job_id} is known: the id is wrong, or its record has expired")
+
+
+def _lost(claim: Claim) -> LeaseLostError:
+    return LeaseLostError(f"job {claim.job_id} is no longer held under token {claim.token}")
 
 
 def _utc(milliseconds: str) -> datetime:

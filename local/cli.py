@@ -19,10 +19,13 @@ from contract.settings import Settings, load_settings
 from local import demo as demonstration
 from local import doctor as examination
 from local.errors import ExitCode, StartError, Stopped
+from local.flower import AUTH_FILE_VARIABLE, DEFAULT_ADDRESS, DEFAULT_PORT, run_flower
 from local.processes import signals_raise_stopped
 from local.progress import Progress
 from local.stack import worker_command
 from local.up import default_nodes, run_up
+
+PortOption = Annotated[int, typer.Option(min=1, max=65535, help="Port at which Flower listens.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -78,13 +81,27 @@ def demo(
         raise typer.Exit(demonstration.exit_code_of(result))
 
 
-@app.command(epilog="Examples:\n\nosteopan up\n\nosteopan up --gpu 0 --gpu 1 --model osteopan.safetensors")
+@app.command(
+    epilog="Examples:\n\nosteopan up\n\nosteopan up --gpu 0 --gpu 1 --model osteopan.safetensors\n\n"
+    "osteopan up --flower --metrics-port 9480"
+)
 def up(
     workers: Annotated[int, typer.Option(min=1, help="Workers for each GPU, or for the CPU without --gpu.")] = 1,
     gpu: Annotated[list[int] | None, typer.Option(min=0, help="Index of a GPU. Repeat to use several.")] = None,
     model: Annotated[
         list[Path] | None,
         typer.Option(exists=True, dir_okay=False, help="Model file, as for `worker run`. Repeat to serve several."),
+    ] = None,
+    flower: Annotated[bool, typer.Option("--flower", help="Run Flower, the monitor, as well.")] = False,
+    flower_port: PortOption = DEFAULT_PORT,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=65535,
+            envvar="OSTEOPAN_METRICS_PORT",
+            help="Port of 127.0.0.1 where the first worker answers Prometheus; each further one takes the next port.",
+        ),
     ] = None,
 ) -> None:
     """Run Redis and workers until Ctrl-C or SIGTERM; jobs and results outlast a restart.
@@ -98,19 +115,49 @@ def up(
     3 something did not start
     """
     progress = Progress(Console(stderr=True))
+    nodes = default_nodes(gpu or (), workers=workers)
+    ports = {} if metrics_port is None else {node.name: metrics_port + i for i, node in enumerate(nodes)}
     with _ends_in_words(progress, stopping_is_fine=True):
         run_up(
-            default_nodes(gpu or (), workers=workers),
+            nodes,
             settings=load_settings(Settings),
             environment=os.environ,
             progress=progress,
-            worker_command=partial(worker_command, models=[path.absolute() for path in model or ()]),
+            worker_command=partial(
+                worker_command, models=[path.absolute() for path in model or ()], metrics_ports=ports
+            ),
+            flower_port=flower_port if flower else None,
         )
+
+
+@app.command(epilog="Example:\n\nosteopan flower --auth-file flower.auth")
+def flower(
+    auth_file: Annotated[
+        Path | None,
+        typer.Option(envvar=AUTH_FILE_VARIABLE, help="File with `user:password`, mode 0600. Flower needs one."),
+    ] = None,
+    address: Annotated[str, typer.Option(help="Where to listen.")] = DEFAULT_ADDRESS,
+    port: PortOption = DEFAULT_PORT,
+) -> None:
+    """Run Flower, Celery's web monitor, read-only, for the Redis of OSTEOPAN_REDIS_URL or of `osteopan up`.
+
+    Its pages ask for the password; its /metrics and /healthcheck do not, so leave it on loopback or put a proxy before.
+
+    Exit codes:
+    0 stopped by Ctrl-C or SIGTERM
+    3 there is no usable password, or something did not start
+    """
+    progress = Progress(Console(stderr=True))
+    try:
+        run_flower(load_settings(Settings), auth_file=auth_file, address=address, port=port)
+    except OsteopanError as error:
+        progress.fault(str(error))
+        raise typer.Exit(ExitCode.NOT_STARTED) from None
 
 
 @app.command(epilog="Example:\n\nosteopan doctor")
 def doctor() -> None:
-    """Say what is wrong: Redis, its durability, the workers, the queue, the disks, the clocks.
+    """Say what is wrong: Redis, its durability, the workers, the queue, the model files, the disks, the clocks.
 
     Exit codes:
     0 nothing is wrong, though there may be warnings
@@ -120,7 +167,11 @@ def doctor() -> None:
     with _ends_in_words(progress):
         try:
             settings = load_settings(Settings)
-            findings = examination.examine(settings, folders=[settings.state_dir, Path.cwd()])
+            findings = examination.examine(
+                settings,
+                folders=[settings.state_dir, Path.cwd()],
+                models=examination.configured_models(settings, os.environ),
+            )
         except SettingsError as error:
             findings = [examination.bad_settings(error)]
         examination.show(findings, Console())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +22,9 @@ from rich.text import Text
 from contract.errors import BrokerUnavailableError, OsteopanError, SettingsError
 from contract.jobs import JobState
 from contract.ledger import Ledger, connect, translated_errors
-from contract.settings import Settings
+from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import OLDEST_MAJOR_VERSION
+from local.stack import child_environment
 
 #: Free space below which a disk is called nearly full, and full, in bytes. Two pictures take some 3 MB.
 DISK_WARN_BYTES = 2 * 1024**3
@@ -28,6 +32,12 @@ DISK_FAIL_BYTES = 200 * 1024**2
 
 #: Difference between two clocks from which times in results and logs mislead, in seconds.
 CLOCK_WARN_S = 2.0
+
+#: What reading a model file may take, in seconds, the imports of PyTorch included.
+MODEL_TIMEOUT_S = 120
+
+#: How `worker check-model` says that the file cannot be used.
+MODEL_UNUSABLE = 3
 
 #: Part of `maxmemory` from which Redis is called nearly full; full, it refuses new jobs.
 MEMORY_WARN_FRACTION = 0.9
@@ -69,10 +79,42 @@ def bad_settings(error: SettingsError) -> Finding:
     return Finding("Settings", Verdict.FAIL, str(error), "Correct the variable, or unset it")
 
 
-def examine(settings: Settings, *, folders: Sequence[Path]) -> list[Finding]:
-    """Look at Redis, at the workers and at the disks of some folders."""
+def examine(settings: Settings, *, folders: Sequence[Path], models: Sequence[Path] = ()) -> list[Finding]:
+    """Look at Redis, at the workers, at some model files and at the disks of some folders."""
     findings = list(_examine_redis(settings))
+    findings += [check_model(model) for model in dict.fromkeys(models)]
     return findings + [check_disk(folder) for folder in dict.fromkeys(folders)]
+
+
+def configured_models(settings: Settings, environment: Mapping[str, str]) -> list[Path]:
+    """The model files that this machine's workers load by their settings, or the demonstration model if it is there."""
+    named = environment.get(f"{ENVIRONMENT_PREFIX}MODEL", "")
+    if named:
+        return [Path(part) for part in named.split(os.pathsep) if part]
+    return sorted((settings.state_dir / "models").glob("*.safetensors"))
+
+
+def check_model(model: Path) -> Finding:
+    """Have the worker role read a model file, digest and all; it takes some seconds."""
+    try:
+        read = subprocess.run(  # noqa: S603 - a role of this program
+            [sys.executable, "-m", "worker", "check-model", str(model)],
+            env=child_environment(os.environ, Path(os.devnull)),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=MODEL_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("Model", Verdict.WARN, f"{model}: not read within {MODEL_TIMEOUT_S} s", "Look at its disk")
+    if read.returncode == 0:
+        return Finding("Model", Verdict.OK, read.stdout.strip())
+    if read.returncode != MODEL_UNUSABLE:
+        return Finding("Model", Verdict.WARN, f"{model}: not known", "Install what workers need: `osteopan[worker]`")
+    return Finding(
+        "Model", Verdict.FAIL, read.stderr.strip().removeprefix("worker: "), "Copy it again from where it came from"
+    )
 
 
 def _examine_redis(settings: Settings) -> Iterator[Finding]:

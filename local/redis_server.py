@@ -33,7 +33,8 @@ _POLL_S = 0.02
 _ANSWER_TIMEOUT_S = 0.3
 
 # Without snapshots (`save ""`): the append-only file, written through to the disk at every command, holds everything
-# already, and a snapshot only costs a fork and the memory that is copied with it.
+# already, and a snapshot only costs a fork and the memory that is copied with it. No slow log: it keeps arguments, and
+# those of a submission are paths.
 _CONFIGURATION = """\
 bind 127.0.0.1
 port {port}
@@ -46,6 +47,7 @@ appendonly yes
 appendfsync always
 save ""
 maxmemory-policy noeviction
+slowlog-max-len 0
 """
 
 

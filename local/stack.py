@@ -50,14 +50,24 @@ def nodes_for(gpus: Sequence[int], *, workers: int = 1, suffix: str = "") -> lis
     ]
 
 
-def worker_command(node: Node, *, models: Sequence[Path] = ()) -> list[str]:
-    """How the worker role is started."""
+def worker_command(
+    node: Node, *, models: Sequence[Path] = (), metrics_ports: Mapping[str, int] | None = None
+) -> list[str]:
+    """How the worker role is started.
+
+    Args:
+        node: Which worker.
+        models: Model files.
+        metrics_ports: Where each worker, by name, answers Prometheus; those that are left out do not.
+    """
+    metrics_port = (metrics_ports or {}).get(node.name)
     return [
         sys.executable,
         *("-m", "worker", "run"),
         *(["--cpu"] if node.gpu is None else ["--gpu", str(node.gpu)]),
         *("--name", node.name),
         *(part for model in models for part in ("--model", str(model))),
+        *(() if metrics_port is None else ("--metrics-port", str(metrics_port))),
     ]
 
 
@@ -89,6 +99,10 @@ class RunningWorker:
 
     node: Node
     child: Child
+
+    def poll(self) -> int | None:
+        """The exit code of its process, or None while that runs."""
+        return self.child.poll()
 
 
 def _silent_step(_text: str) -> AbstractContextManager[None]:
@@ -193,8 +207,7 @@ class Stack:
 
     def ready(self) -> list[str]:
         """Names of those of the workers that are ready."""
-        ready = set(self._ledger.ready_nodes())
-        return [node.name for node in self.nodes if node.name in ready]
+        return [node.name for node in self.nodes if self._ledger.is_ready(node.name)]
 
     def _start(self, node: Node) -> Child:
         # A worker of this name that was killed may have left its sign, which outlives it by some seconds.

@@ -7,12 +7,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from contract.settings import Settings
 from local.errors import StartError
+from local.flower import FlowerProcess
 from local.progress import Progress
 from local.stack import Node, Stack, WorkerCommand, describe_exit, nodes_for
 
@@ -64,6 +67,34 @@ class Backoff:
         return True
 
 
+@dataclass
+class KeptPart:
+    """A part that is started again, after a pause, whenever it ends.
+
+    Attributes:
+        name: What to call it.
+        poll: Gives its exit code, or None while it runs.
+        start: Starts it again.
+        backoff: When.
+    """
+
+    name: str
+    poll: Callable[[], int | None]
+    start: Callable[[], None]
+    backoff: Backoff = field(default_factory=Backoff)
+
+    def look(self, progress: Progress, *, may_start: bool) -> None:
+        """Note if it has ended, and start it if it is time and it may."""
+        code = self.poll()
+        if code is None:
+            return
+        if not self.backoff.is_waiting:
+            pause_s = self.backoff.ended()
+            progress.fault(f"{self.name} ended {describe_exit(code)}; it is started again in {pause_s:g} s")
+        elif may_start and self.backoff.start_is_due():
+            self.start()
+
+
 @contextmanager
 def only_one_here(state_dir: Path) -> Iterator[None]:
     """Hold the lock of a state folder. It goes with the process, however that ends.
@@ -104,6 +135,7 @@ def run_up(
     environment: Mapping[str, str],
     progress: Progress,
     worker_command: WorkerCommand,
+    flower_port: int | None = None,
 ) -> NoReturn:
     """Run Redis (unless the settings name one) and the workers until a signal raises `Stopped`.
 
@@ -113,6 +145,7 @@ def run_up(
         environment: This program's environment.
         progress: Shows steps, and the workers' logs.
         worker_command: How a worker is started.
+        flower_port: Where Flower listens; None for no Flower.
 
     Raises:
         StartError: Something did not start, or another `up` runs with the same state folder.
@@ -131,12 +164,27 @@ def run_up(
             step=progress.step,
             on_log=lambda name, line: progress.say(f"[{name}] {line}"),
         )
-        with stack:
+        with stack, ExitStack() as opened:
+            parts = [
+                KeptPart(f"the worker {worker.node.name}", worker.poll, partial(stack.restart, worker))
+                for worker in stack.workers
+            ]
+            if flower_port is not None:
+                flower = FlowerProcess(
+                    state_dir / "flower.auth",
+                    port=flower_port,
+                    environment=stack.child_environment,
+                    on_log=lambda line: progress.say(f"[flower] {line}"),
+                )
+                with progress.step("Starting Flower"):
+                    opened.enter_context(flower)
+                parts.append(KeptPart("Flower", flower.poll, flower.start))
+                progress.say(f"Flower: {flower.url}; user and password are in {flower.auth_file}")
             progress.say(f"Ready: {', '.join(node.name for node in nodes)}. In another terminal:", style="green")
             progress.say("  producer submit picture.jpg --wait")
             progress.say("Ctrl-C stops everything; jobs that wait are kept.")
             try:
-                _keep_running(stack, progress)
+                _keep_running(stack, parts, progress)
             finally:
                 progress.say("Stopping; a job that runs may end first")
 
@@ -146,9 +194,8 @@ def default_nodes(gpus: Sequence[int], *, workers: int) -> list[Node]:
     return nodes_for(gpus, workers=workers, suffix=f"@{socket.gethostname()}")
 
 
-def _keep_running(stack: Stack, progress: Progress) -> NoReturn:
+def _keep_running(stack: Stack, parts: Sequence[KeptPart], progress: Progress) -> NoReturn:
     redis_backoff = Backoff()
-    backoffs = {worker.node.name: Backoff() for worker in stack.workers}
     while True:
         redis = stack.redis
         if redis is not None and redis.has_ended:
@@ -160,16 +207,6 @@ def _keep_running(stack: Stack, progress: Progress) -> NoReturn:
             elif redis_backoff.start_is_due():
                 redis.restart()
                 progress.say("Redis runs again, with all that it held", style="green")
-        for worker in stack.workers:
-            code = worker.child.poll()
-            backoff = backoffs[worker.node.name]
-            if code is None:
-                continue
-            if not backoff.is_waiting:
-                pause_s = backoff.ended()
-                progress.fault(
-                    f"the worker {worker.node.name} ended {describe_exit(code)}; it is started again in {pause_s:g} s"
-                )
-            elif (redis is None or not redis.has_ended) and backoff.start_is_due():
-                stack.restart(worker)
+        for part in parts:
+            part.look(progress, may_start=redis is None or not redis.has_ended)
         time.sleep(_POLL_S)

@@ -12,6 +12,7 @@ from panoramic.view import View
 RESEARCH_USE: Final = "For research use only. Not a medical device; not for diagnosis, triage or treatment."
 
 _Text = Annotated[str, Field(min_length=1, max_length=200)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
 _Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 _Pixels = Annotated[int, Field(ge=32, le=4096)]
 
@@ -43,7 +44,8 @@ HEALTHY_OR_OSTEOPOROSIS: Final = (
 class ModelDescription(_Frozen):
     """All of a manifest that the author of a model decides."""
 
-    name: _Text
+    name: _Name
+    """By which a request asks for it: letters, digits, ``.``, ``_``, ``+`` and ``-``."""
     version: _Text
     network: Annotated[str, Field(pattern=r"^efficientnet-b[0-7]$")]
     outputs: Annotated[int, Field(ge=2, le=100_000)] = 2

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import uuid
 from collections.abc import Mapping
@@ -94,7 +95,8 @@ def load_model(path: Path, *, view: View = View.FULL) -> Model:
             manifest, tensors = _parse_safetensors(content)
         else:
             tensors = _parse_pth(content)
-            name = path.stem.encode(errors="replace").decode()[:200]
+            # A request must be able to ask for it by this name.
+            name = re.sub(r"^[^A-Za-z0-9]+|[^A-Za-z0-9._+-]+", "_", path.stem).lstrip("_")[:128] or "checkpoint"
             manifest = _predecessor_manifest(tensors, name=name, view=view)
     except ModelFileError as exc:
         raise ModelFileError(f"{path.name} cannot be used as a model: {exc}") from exc

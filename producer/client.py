@@ -14,6 +14,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -25,10 +26,11 @@ from contract.errors import (
     ResultTimeoutError,
     UnknownJobError,
 )
-from contract.jobs import JOB_ID_PATTERN, JobRequest, JobResult, JobState
+from contract.jobs import JobRequest, JobResult, JobState
 from contract.ledger import JobStatus, Ledger, Submission, connect
 from contract.settings import Settings, load_settings
-from producer.requests_from import with_absolute_paths
+from producer.dead import DeadJobs
+from producer.requests_from import checked_id, with_absolute_paths
 from producer.waiting import BATCH_ENTRIES, Ended, Patience, Wait, documents
 
 if TYPE_CHECKING:
@@ -50,10 +52,12 @@ class Client:
 
     Attributes:
         ledger: The jobs, for what this class does not offer.
+        dead: The jobs that were given up.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.ledger = Ledger(connect(settings), settings)
+        self.dead = DeadJobs(self.ledger, self._enter)
         self._settings = settings
 
     @classmethod
@@ -153,17 +157,20 @@ class Client:
             UnknownJobError: Some are not known, or have expired; raised after the results of the others.
             BrokerUnavailableError: Redis does not answer at first, or does not let us in.
         """
+        for job in self._ended([checked_id(job_id) for job_id in job_ids], timeout_s):
+            yield job.result
+
+    def _ended(self, job_ids: list[str], timeout_s: float) -> Iterator[Ended]:
         deadline_s = time.monotonic() + timeout_s
         patience = Patience()
         wait = Wait(self.ledger)
-        wait.add(_checked_id(job_id) for job_id in job_ids)
+        wait.add(job_ids)
         while wait.open:
             left_s = max(0.0, deadline_s - time.monotonic())
             ended: list[Ended] = []
             with patience.outages_pass(left_s):
                 ended = wait.poll(min(BLOCK_S, left_s))
-            for job in ended:
-                yield job.result
+            yield from ended
             if wait.open and not ended and left_s == 0:
                 raise ResultTimeoutError(
                     f"{_named(list(wait.open))} not ended{f' after {timeout_s:g} s' if timeout_s else ''}; "
@@ -211,36 +218,40 @@ class Client:
             UnknownJobError: No such job.
             BrokerUnavailableError: Redis does not answer.
         """
-        return self.ledger.status(_checked_id(job_id))
+        return self.ledger.status(checked_id(job_id))
 
     def jobs(self, *, limit: int = 100) -> list[JobStatus]:
         """Jobs that run, are queued, were given up and have ended, each group newest first, at most `limit` of each."""
         return self.ledger.jobs(limit=limit)
 
-    def cancel(self, job_id: str) -> JobState:
-        """End a queued job, or have the worker of a running one stop at its next stage.
+    def cancel(self, job_id: str, *, wait_s: float = 3.0) -> JobState:
+        """Ask for a job to be ended, and wait until it has.
+
+        A node ends a queued job, its worker a running one at the next stage. Without a node nobody does, until there
+        is one.
+
+        Args:
+            job_id: The job's id.
+            wait_s: How long to wait for the end, in seconds; 0 asks and looks once.
 
         Returns:
-            `cancelled`; or `running` if the worker was told; or the terminal state that the job had already.
+            `cancelled`; another terminal state, if the job ended before it could be cancelled; or `queued` or
+            `running`, if it has not ended yet, but will.
 
         Raises:
             UnknownJobError: No such job.
             BrokerUnavailableError: Redis does not answer.
         """
-        return self.ledger.cancel(_checked_id(job_id))
+        state = self.ledger.cancel(checked_id(job_id))
+        if state.is_terminal:
+            return state
+        with suppress(ResultTimeoutError):
+            next(self._ended([job_id], wait_s))
+        return self.ledger.status(job_id).state
 
 
 def _checked(request: Request) -> JobRequest:
     return with_absolute_paths(request if isinstance(request, JobRequest) else JobRequest.parse(request))
-
-
-def _checked_id(job_id: str) -> str:
-    if not re.fullmatch(JOB_ID_PATTERN, job_id):
-        raise InvalidRequestError(
-            "not the id of a job: it has 1 to 64 letters, digits, dots, hyphens and underscores, "
-            "the first a letter or digit"
-        )
-    return job_id
 
 
 def _named(job_ids: list[str]) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
+import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -15,10 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from contract.errors import UnknownJobError
-from contract.jobs import JobResult, JobState
+from contract.jobs import RESEARCH_USE, JobResult, JobState
 from contract.ledger import JobStatus
 from producer.client import BLOCK_S, Client
-from producer.output import printable
+from producer.dead import DeadJob
+from producer.exit_codes import ExitCode
+from producer.output import emit, note, printable
 from producer.waiting import Ended, Patience, Wait
 
 #: Seconds without an answer after which one looks whether there is a worker at all.
@@ -39,7 +44,7 @@ def draw_wait(client: Client, wait: Wait, *, timeout_s: float, console: Console)
     Args:
         client: For the stage of a single job, and for the workers.
         wait: The jobs; those that did not end in time stay in `wait.open`.
-        timeout_s: How long to wait, in seconds.
+        timeout_s: How long to wait, in seconds, from the moment when no more jobs are added.
         console: Standard error; a bar is drawn only if it is a terminal.
 
     Yields:
@@ -48,30 +53,34 @@ def draw_wait(client: Client, wait: Wait, *, timeout_s: float, console: Console)
     Raises:
         BrokerUnavailableError: Redis does not let us in. That it is away is waited out.
     """
-    start_s = time.monotonic()
-    total = len(wait.open)
-    single = next(iter(wait.open)) if total == 1 else None
+    fed_s = busy_s = time.monotonic()
+    count = 0
     hinted = False
 
-    def note(text: str) -> None:
+    def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    patience = Patience(lambda error: note("Redis answers again" if error is None else f"{error}; trying again"))
+    patience = Patience(lambda error: say("Redis answers again" if error is None else f"{error}; trying again"))
     with _progress(console) as progress:
-        bar = progress.add_task("queued", total=total)
-        while wait.open:
-            waited_s = time.monotonic() - start_s
-            left_s = max(0.0, timeout_s - waited_s)
+        bar = progress.add_task("queued", total=len(wait.open))
+        while wait.open or wait.feed:
+            now_s = time.monotonic()
+            fed_s = now_s if wait.feed else fed_s
+            busy_s = busy_s if wait.open else now_s
+            left_s = math.inf if wait.feed else max(0.0, timeout_s - (now_s - fed_s))
+            single = next(iter(wait.open), None) if len(wait.open) + len(wait.lost) + count == 1 else None
             ended: list[Ended] = []
             with patience.outages_pass(left_s):
                 ended = wait.poll(min(left_s, STAGE_PAUSE_S if single else BLOCK_S))
-                if not hinted and waited_s >= WORKER_HINT_S:
+                count += len(ended)
+                if not hinted and wait.open and now_s - busy_s >= WORKER_HINT_S:
                     hinted = True
-                    if len(wait.open) == total and not client.ledger.ready_nodes():
-                        note(NO_WORKER)
+                    if not count and not client.ledger.ready_nodes():
+                        say(NO_WORKER)
                 progress.update(bar, description=_description(client, wait, single))
             yield from ended
-            progress.update(bar, completed=total - len(wait.open))
+            closed = count + len(wait.lost)
+            progress.update(bar, completed=closed, total=closed + len(wait.open))
             if left_s == 0 and not ended:
                 return
 
@@ -100,6 +109,42 @@ def _description(client: Client, wait: Wait, single: str | None) -> str:
     except UnknownJobError:
         return "expired"
     return printable(status.stage or status.state.value)
+
+
+def show_results(client: Client, wait: Wait, *, names: Mapping[str, str], timeout_s: float, as_json: bool) -> ExitCode:
+    """Wait with a progress bar, then print the table; or print each result's JSON as it comes.
+
+    Args:
+        client: The queue.
+        wait: The jobs.
+        names: What to call the picture of a job id, in the table.
+        timeout_s: How long to wait, in seconds.
+        as_json: Print JSON.
+    """
+    console = Console(stderr=True)
+    # A bar on the same terminal has to make room for a line of output; it is drawn again below it.
+    clear = "\r\x1b[2K" if console.is_terminal and sys.stdout.isatty() else ""
+    results: list[JobResult] = []
+    failed = False
+    for job in draw_wait(client, wait, timeout_s=timeout_s, console=console):
+        failed |= job.failed
+        if as_json:
+            emit(f"{clear}{job.document}", encoding="utf-8")
+        else:
+            results.append(job.result)
+    if results:
+        table = results_table(results, names=names)
+        emit(f"{as_text(table, terminal=sys.stdout.isatty())}\n\n{RESEARCH_USE}")
+    for job_id in wait.lost:
+        note(f"job {job_id} has no result: its record or its result has expired")
+    if wait.open:
+        note(f"not ended after {timeout_s:g} s, and going on:")
+        for job_id in wait.open:
+            note(job_id)
+        return ExitCode.TIMED_OUT
+    if wait.lost:
+        return ExitCode.UNKNOWN_JOB
+    return ExitCode.SOME_FAILED if failed else ExitCode.OK
 
 
 def results_table(results: Iterable[JobResult], *, names: Mapping[str, str]) -> Table:
@@ -151,7 +196,27 @@ def jobs_table(jobs: Iterable[JobStatus]) -> Table:
 
 def status_lines(job: JobStatus) -> str:
     """One job, a line for each thing known of it."""
-    facts = {
+    return _lines(_facts(job))
+
+
+def dead_lines(job: DeadJob) -> str:
+    """One job that was given up, with its request and its error: for the eyes of whoever may see the picture."""
+    error = job.result.error if job.result else None
+    request = job.request
+    return _lines(
+        _facts(job.status)
+        | {
+            "picture": request.img_path,
+            "results in": request.destination_path,
+            "model": request.model or "",
+            "metadata": json.dumps(request.metadata, ensure_ascii=False) if request.metadata else "",
+            "error": f"{error.code}: {error.message}" if error else "no longer known: the result has expired",
+        }
+    )
+
+
+def _facts(job: JobStatus) -> dict[str, str]:
+    return {
         "job": job.job_id,
         "state": job.state.value,
         "stage": job.stage,
@@ -161,6 +226,9 @@ def status_lines(job: JobStatus) -> str:
         "submitted": _moment(job.submitted_at),
         "ended": _moment(job.finished_at),
     }
+
+
+def _lines(facts: Mapping[str, str]) -> str:
     return "\n".join(f"{name:<10} {printable(fact)}" for name, fact in facts.items() if fact)
 
 

@@ -36,7 +36,7 @@ class ExitCode(IntEnum):
     NO_BROKER = 3, "Redis does not answer, or does not let us in"
     TIMED_OUT = 4, "the result is not there, or did not come in time; the job goes on"
     REFUSED = 5, "the id is taken by another request, too many jobs are open, or it is too late to cancel"
-    UNKNOWN_JOB = 6, "no job of this id is known, or its record has expired"
+    UNKNOWN_JOB = 6, "no such job: the id is not known, not among the dead, or its record has expired"
     INTERRUPTED = 130, "stopped with Ctrl-C; the jobs go on"
     OUTPUT_CLOSED = 141, "whoever read the output has gone"
 

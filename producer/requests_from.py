@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import queue
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from contract.errors import InvalidRequestError
-from contract.jobs import JobRequest
+from contract.jobs import JOB_ID_PATTERN, JobRequest
 
 #: Endings, in lower case, of the files taken from a folder. A file that is named itself may be called anything.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".dcm"})
 
 #: Longest line of JSON, in bytes: two paths of 4096 characters and the metadata, all written as \\uXXXX, fit.
 LINE_MAX_BYTES = 128 * 1024
+
+#: At most so many requests are read before they are asked for, and given at once.
+LINES_AHEAD = 250
 
 #: A DICOM file begins with 128 bytes for any purpose and these four (PS3.10 section 7.1).
 DICOM_PREAMBLE_BYTES = 128
@@ -29,6 +34,20 @@ _NO_REAL_SUFFIX = re.compile(r"^(\.\d+)?$")
 
 class UndecodableNameError(InvalidRequestError):
     """The name of a picture is not UTF-8; other pictures are not affected."""
+
+
+def checked_id(job_id: str) -> str:
+    """The id, if it can be one.
+
+    Raises:
+        InvalidRequestError: It cannot; the text is not repeated, for it may be anything.
+    """
+    if not re.fullmatch(JOB_ID_PATTERN, job_id):
+        raise InvalidRequestError(
+            "not the id of a job: it has 1 to 64 letters, digits, dots, hyphens and underscores, "
+            "the first a letter or digit"
+        )
+    return job_id
 
 
 def with_absolute_paths(request: JobRequest) -> JobRequest:
@@ -157,3 +176,47 @@ def requests_in(stream: BinaryIO) -> Iterator[tuple[int, JobRequest | InvalidReq
                 yield number, with_absolute_paths(JobRequest.parse(line))
             except InvalidRequestError as error:
                 yield number, error
+
+
+class RequestReader:
+    """Reads requests from JSON lines in a thread, so that whoever takes them need not wait for the next line.
+
+    Args:
+        descriptor: File descriptor to read from. It is left open, and the thread may go on reading until it ends.
+
+    Attributes:
+        at_end: Whether all requests have been taken.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.at_end = False
+        self._descriptor = descriptor
+        self._read: queue.Queue[tuple[int, JobRequest | InvalidRequestError] | Exception | None]
+        self._read = queue.Queue(LINES_AHEAD)
+        threading.Thread(target=self._run, name="requests", daemon=True).start()
+
+    def _run(self) -> None:
+        # Not `sys.stdin.buffer`: Python waits at its end for whoever reads from that.
+        with os.fdopen(self._descriptor, "rb", closefd=False) as stream:
+            try:
+                for numbered in requests_in(stream):
+                    self._read.put(numbered)
+                self._read.put(None)
+            except Exception as error:  # noqa: BLE001 - it is raised again where the requests are taken
+                self._read.put(error)
+
+    def take(self, wait_s: float) -> list[tuple[int, JobRequest | InvalidRequestError]]:
+        """What has been read, as `requests_in` gives it; empty if nothing came for so many seconds, or at the end."""
+        taken: list[tuple[int, JobRequest | InvalidRequestError]] = []
+        try:
+            for _ in range(LINES_AHEAD):
+                item = self._read.get(block=not taken and wait_s > 0, timeout=wait_s)
+                if item is None:
+                    self.at_end = True
+                    break
+                if isinstance(item, Exception):
+                    raise item
+                taken.append(item)
+        except queue.Empty:
+            pass
+        return taken

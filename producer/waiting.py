@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ CHUNK_JOBS = 1000
 
 #: Entries of the results stream read at once.
 BATCH_ENTRIES = 1000
+
+#: Longest pause between two looks whether there are more jobs to add, in seconds.
+FEED_PAUSE_S = 0.1
 
 #: Least pause between two searches for results that the stream did not tell of, in seconds.
 SWEEP_PAUSE_S = 10.0
@@ -41,6 +45,11 @@ class Ended:
     job_id: str
     document: str
     entry_id: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the job failed; every version of the document says it in the same way."""
+        return bool(json.loads(self.document)["result"] != "ok")
 
     @property
     def result(self) -> JobResult:
@@ -109,7 +118,7 @@ class Wait:
 
     Make it before the jobs are submitted: it notes the stream's end and reads on from there. What the stream does not
     tell of (a job that had ended before, an entry trimmed away, a restart of Redis) is found by asking for the results
-    themselves, which is done at first, after every outage, and now and then.
+    themselves, which is done for each job at first, and for all after every outage and now and then.
 
     Args:
         ledger: Where the jobs are.
@@ -117,19 +126,24 @@ class Wait:
     Attributes:
         open: Ids of the jobs that have not ended, in the order in which they were added.
         lost: Ids of the jobs that will have no result: not known, or expired.
+        feed: Adds jobs while others are waited for; called with the seconds that it may take, until it returns False,
+            for there are no more. An outage of Redis may end a call, and the next goes on from there.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self.open: dict[str, None] = {}
         self.lost: list[str] = []
+        self.feed: Callable[[float], bool] | None = None
         self._ledger = ledger
         self._entry = ledger.last_entry()
+        self._new: list[str] = []
         self._next_sweep_s = 0.0
 
     def add(self, job_ids: Iterable[str]) -> None:
         """Wait for these as well."""
-        self.open.update(dict.fromkeys(job_ids))
-        self._next_sweep_s = 0.0
+        new = list(job_ids)
+        self.open.update(dict.fromkeys(new))
+        self._new += new
 
     def poll(self, block_s: float) -> list[Ended]:
         """The jobs that have ended since the last call; empty after `block_s` seconds without one.
@@ -138,7 +152,13 @@ class Wait:
             BrokerUnavailableError: Redis does not answer. To call again goes on from here.
         """
         try:
-            if time.monotonic() >= self._next_sweep_s:
+            if self.feed is not None:
+                block_s = min(block_s, FEED_PAUSE_S)
+                if not self.feed(0.0 if self.open else block_s):
+                    self.feed = None
+                if not self.open:
+                    return []
+            if self._new or time.monotonic() >= self._next_sweep_s:
                 ended = self._sweep()
                 if ended or not self.open:
                     return ended
@@ -161,17 +181,22 @@ class Wait:
         return closed
 
     def _sweep(self) -> list[Ended]:
+        """Ask for the results of all jobs if it is time to, else of those added since the last call."""
         started_s = time.monotonic()
-        found = documents(self._ledger, list(self.open))
-        closed = self._closed([job_id for job_id in self.open if job_id not in found])
+        everything = started_s >= self._next_sweep_s
+        asked = list(self.open if everything else dict.fromkeys(self._new))
+        found = documents(self._ledger, asked)
+        closed = self._closed([job_id for job_id in asked if job_id not in found])
         # A job may have ended between the two questions: its result is written together with its state.
         found |= documents(self._ledger, closed)
         gone = [job_id for job_id in closed if job_id not in found]
         self.lost += gone
         for job_id in gone:
             del self.open[job_id]
-        now_s = time.monotonic()
-        self._next_sweep_s = now_s + max(SWEEP_PAUSE_S, 20 * (now_s - started_s))
+        self._new = []
+        if everything:
+            now_s = time.monotonic()
+            self._next_sweep_s = now_s + max(SWEEP_PAUSE_S, 20 * (now_s - started_s))
         return self._close(Ended(job_id, document) for job_id, document in found.items())
 
     def _closed(self, job_ids: Sequence[str]) -> list[str]:

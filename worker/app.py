@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from celery import signals
@@ -21,6 +22,10 @@ from contract.names import TASK_PROCESS
 from contract.settings import load_settings
 from worker.logs import configure_logs
 from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:
+    from panoramic.manifest import Manifest
+    from worker.metrics import EngineMetrics
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -44,7 +49,8 @@ class Child:
         self._screener = Screener(settings)
         self._screener.__enter__()
         self._screener.warm_up()
-        self.processor = JobProcessor(self._ledger, self._screener, node=settings.node)
+        self._metrics = _engine_metrics(self._screener.manifests)
+        self.processor = JobProcessor(self._ledger, self._screener, node=settings.node, observer=self._metrics)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._say_ready, name="ready", daemon=True)
         self._thread.start()
@@ -54,6 +60,8 @@ class Child:
         """Stop being ready, and end the decoder."""
         self._stop.set()
         self._thread.join()
+        if self._metrics is not None:
+            self._metrics.stop()
         self._screener.__exit__(None, None, None)
 
     def _say_ready(self) -> None:
@@ -72,6 +80,16 @@ class Child:
                     return
 
 
+def _engine_metrics(models: Sequence[Manifest]) -> EngineMetrics | None:
+    if settings.metrics_port is None:
+        return None
+    from worker.metrics import Device, EngineMetrics
+
+    metrics = EngineMetrics(models, Device(settings.device, settings.output_roots))
+    metrics.start()
+    return metrics
+
+
 #: Set in the child only, by `worker_process_init`. Celery gives a task no other place to keep what a process owns.
 child: Child | None = None
 
@@ -87,6 +105,12 @@ def process(job_id: str) -> None:
 @signals.setup_logging.connect
 def _configure_logs(**_: Any) -> None:
     configure_logs(settings)
+
+
+@signals.celeryd_after_setup.connect
+def _silence_billiard(**_: Any) -> None:
+    # Celery leaves this for its children, and billiard would log to standard error in a format of its own.
+    os.environ.pop("_MP_FORK_LOGLEVEL_", None)
 
 
 @signals.worker_process_init.connect

@@ -6,15 +6,21 @@ import io
 import os
 import socket
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from contract.errors import OsteopanError
 from contract.jobs import RESEARCH_USE
 from contract.settings import load_settings
+from panoramic.view import View
+
+if TYPE_CHECKING:
+    from worker.metrics_endpoint import MetricsEndpoint
+    from worker.settings import WorkerSettings
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,11 +39,16 @@ class ExitCode(IntEnum):
     """The node could not start; its log says why."""
     USAGE = 2
     """The command line or a setting cannot be used."""
+    MODEL_UNUSABLE = 3
+    """`check-model`: the file cannot be used."""
 
 
 ModelOption = Annotated[
     list[Path] | None,
     typer.Option("--model", help="Model file (.safetensors, or a predecessor's .pth). Repeat to serve several."),
+]
+ViewOption = Annotated[
+    View | None, typer.Option(help="What a predecessor's .pth was trained on; a .safetensors says so itself.")
 ]
 
 
@@ -50,7 +61,11 @@ def run(
     cpu: Annotated[bool, typer.Option("--cpu", help="Run on the CPU.")] = False,
     name: Annotated[str | None, typer.Option(help="Name of the node; unique on its broker.")] = None,
     model: ModelOption = None,
+    view: ViewOption = None,
     log_format: Annotated[str | None, typer.Option(help="`console` or `json`.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option(help="TCP port of 127.0.0.1 for Prometheus and health checks; none without it.")
+    ] = None,
 ) -> None:
     """Run a node: a Celery worker pinned to one device, its models loaded and warm before it says that it is ready.
 
@@ -71,11 +86,14 @@ def run(
             device="cpu" if gpu is None else "cuda:0",
             node=name or os.environ.get("OSTEOPAN_NODE") or f"{device}@{socket.gethostname()}",
             model=None if model is None else tuple(path.absolute() for path in model),
+            view=view,
             log_format=log_format,
+            metrics_port=metrics_port,
         )
         _check_files(settings.model)
         configure_logs(settings)
-        status = Launcher(settings, gpu=gpu).run()
+        with _metrics_endpoint(settings) as metrics:
+            status = Launcher(settings, gpu=gpu, metrics=metrics).run()
     except OsteopanError as error:
         _fail(str(error), ExitCode.USAGE)
     raise typer.Exit(ExitCode.OK if status == 0 else ExitCode.NOT_STARTED)
@@ -86,6 +104,7 @@ def run(
 )
 def console(
     model: Annotated[Path, typer.Argument(help="Model file: .safetensors, or a predecessor's .pth.")],
+    view: ViewOption = None,
     colormap: Annotated[str | None, typer.Option(help="`inferno`, or the predecessor's `hot`.")] = None,
 ) -> None:
     """Answer requests on standard input, one JSON object a line, with no queue: the predecessor's protocol.
@@ -98,13 +117,38 @@ def console(
 
     try:
         _check_files((model,))
-        settings = load_settings(WorkerSettings, model=(model,), colormap=colormap)
+        settings = load_settings(WorkerSettings, model=(model,), view=view, colormap=colormap)
         with Screener(settings) as screener:
             serve(screener, sys.stdin.buffer, io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8"), sys.stderr)
     except OsteopanError as error:
         _fail(str(error), ExitCode.USAGE)
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.OK) from None
+
+
+@app.command(epilog="Example:  worker check-model osteopan.safetensors")
+def check_model(model: Annotated[Path, typer.Argument(help="Model file.")]) -> None:
+    """Read a model file as a node would, its digest included, and say what it is.
+
+    Exit codes: 0 it can be used · 3 it cannot, standard error says why
+    """
+    from panoramic.errors import PanoramicError
+    from panoramic.model_file import load_model
+
+    try:
+        manifest = load_model(model).manifest
+    except PanoramicError as error:
+        print(f"worker: {model}: {error}", file=sys.stderr)
+        raise typer.Exit(ExitCode.MODEL_UNUSABLE) from None
+    print(f"{manifest.name} {manifest.version}, SHA-256 {manifest.sha256[:12]}…")
+
+
+def _metrics_endpoint(settings: WorkerSettings) -> AbstractContextManager[MetricsEndpoint | None]:
+    if settings.metrics_port is None:
+        return nullcontext()
+    from worker.metrics_endpoint import MetricsEndpoint
+
+    return MetricsEndpoint(settings, settings.metrics_port)
 
 
 def _check_files(models: tuple[Path, ...]) -> None:

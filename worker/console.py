@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TextIO
 
-from contract.errors import InvalidRequestError, JobError
+from contract.errors import ErrorCode, InvalidRequestError, JobError
 from contract.jobs import JobRequest
 from worker.screening import Screener
 
@@ -34,8 +34,8 @@ def serve(screener: Screener, lines: Iterable[bytes], answers: TextIO, remarks: 
         try:
             img_path, destination_path = _read_request(line)
             screening = screener.screen(str(Path(img_path).absolute()), str(Path(destination_path).absolute()))
-        except (InvalidRequestError, JobError) as error:
-            print(f"{getattr(error, 'code', 'invalid_request')}: {error}", file=remarks, flush=True)
+        except Exception as error:  # noqa: BLE001 - on any fault the protocol answers `fail`, and the next line is served
+            print(_cause(error), file=remarks, flush=True)
             answer = {"result": "fail", "diagnosis": "", "saliency_img_path": "", "overlay_img_path": ""}
         else:
             answer = {
@@ -45,6 +45,14 @@ def serve(screener: Screener, lines: Iterable[bytes], answers: TextIO, remarks: 
                 "overlay_img_path": str(Path(destination_path) / Path(screening.overlay_img_path).name),
             }
         print(json.dumps(answer, ensure_ascii=False), file=answers, flush=True)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, JobError):
+        return f"{error.code}: {error}"
+    if isinstance(error, InvalidRequestError):
+        return f"{ErrorCode.INVALID_REQUEST}: {error}"
+    return f"{ErrorCode.INTERNAL_ERROR}: {type(error).__name__}: {error}"
 
 
 def _read_request(line: bytes) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -19,6 +20,9 @@ from contract.settings import ENVIRONMENT_PREFIX
 from worker.node import LAUNCHER_PID
 from worker.settings import WorkerSettings
 
+if TYPE_CHECKING:
+    from worker.metrics_endpoint import MetricsEndpoint
+
 logger = structlog.stdlib.get_logger(__name__)
 
 #: A node that ends unasked is started again after this pause, doubled each time up to the second, in seconds.
@@ -26,6 +30,10 @@ RESTART_PAUSE_S = (1.0, 30.0)
 
 #: After SIGTERM (Celery's warm shutdown) the running job has this long to end; then it goes back to the queue.
 STOP_TIMEOUT_S = 45.0
+
+
+#: Environment variables that Celery's command takes for options of its own: another broker would win over ours.
+CELERY_OPTIONS = frozenset({"APP", "BROKER_URL", "CONFIG_MODULE", "LOADER", "RESULT_BACKEND"})
 
 
 def node_environment(settings: WorkerSettings, *, gpu: int | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -37,13 +45,15 @@ def node_environment(settings: WorkerSettings, *, gpu: int | None, environ: Mapp
         environ: The environment to start from.
     """
     return {
-        **environ,
+        **{name: value for name, value in environ.items() if name not in CELERY_OPTIONS},
         "CUDA_VISIBLE_DEVICES": "" if gpu is None else str(gpu),
         LAUNCHER_PID: str(os.getpid()),
         f"{ENVIRONMENT_PREFIX}DEVICE": settings.device,
         f"{ENVIRONMENT_PREFIX}NODE": settings.node,
         f"{ENVIRONMENT_PREFIX}MODEL": os.pathsep.join(str(path) for path in settings.model),
+        f"{ENVIRONMENT_PREFIX}VIEW": settings.view.value,
         f"{ENVIRONMENT_PREFIX}LOG_FORMAT": settings.log_format,
+        f"{ENVIRONMENT_PREFIX}METRICS_PORT": "" if settings.metrics_port is None else str(settings.metrics_port),
     }
 
 
@@ -53,11 +63,15 @@ class Launcher:
     Args:
         settings: The node's settings.
         gpu: Index of its GPU; None for the CPU.
+        metrics: Serves the node's numbers; None if nobody wants them.
     """
 
-    def __init__(self, settings: WorkerSettings, *, gpu: int | None) -> None:
+    def __init__(self, settings: WorkerSettings, *, gpu: int | None, metrics: MetricsEndpoint | None = None) -> None:
         self._settings = settings
         self._environment = node_environment(settings, gpu=gpu, environ=os.environ)
+        self._metrics = metrics
+        if metrics is not None:
+            self._environment |= metrics.environment
         self._ledger = Ledger(connect(settings), settings)
         self._signals = 0
 
@@ -74,7 +88,11 @@ class Launcher:
         while True:
             self._forget_ready()
             node = subprocess.Popen(
-                [sys.executable, "-m", "worker.node"], env=self._environment, start_new_session=True
+                [sys.executable, "-m", "worker.node"],
+                env=self._environment,
+                # Celery greets and takes leave there, in pictures; what it has to say it logs as well.
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
             )
             try:
                 became_ready = self._watch(node)
@@ -91,6 +109,8 @@ class Launcher:
             self._sleep(pause_s)
             if self._signals:
                 return 0
+            if self._metrics is not None:
+                self._metrics.count_restart()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
@@ -125,7 +145,7 @@ class Launcher:
 
     def _is_ready(self) -> bool:
         try:
-            return self._settings.node in self._ledger.ready_nodes()
+            return self._ledger.is_ready(self._settings.node)
         except BrokerUnavailableError:
             return False
 

@@ -9,6 +9,16 @@ import structlog
 
 from worker.settings import WorkerSettings
 
+#: Where Celery refuses a message that it cannot use, and repeats the whole of it in its log.
+_REFUSING = frozenset({"on_decode_error", "on_invalid_task", "on_unknown_message", "on_unknown_task"})
+
+
+def _without_the_message(record: logging.LogRecord) -> bool:
+    """Keep of a refused message only that there was one: a stranger may have put a name into it."""
+    if record.funcName in _REFUSING:
+        record.msg, record.args, record.exc_info = "message_refused", (), None
+    return True
+
 
 def configure_logs(settings: WorkerSettings) -> None:
     """Send every log of this process, Celery's included, to standard error in the format of the settings."""
@@ -43,6 +53,12 @@ def configure_logs(settings: WorkerSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
+    logging.captureWarnings(capture=True)
+    # billiard's, which hands nothing on to the root; of what it says only faults are news.
+    processes = logging.getLogger("multiprocessing")
+    processes.handlers[:] = [handler]
+    processes.setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_the_message)
     # Our own events say the same of each job, with its outcome.
     for chatty in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -20,9 +20,13 @@ def main() -> None:
     if os.environ.get(LAUNCHER_PID, str(os.getppid())) != str(os.getppid()):
         sys.exit("the launcher ended before its node began")
     from worker.app import app, settings
+    from worker.logs import configure_logs
 
+    # Celery does this as well, but warns of some things before.
+    configure_logs(settings)
     app.worker_main(
         [
+            "--quiet",
             "worker",
             f"--hostname={settings.node}",
             f"--queues={','.join(QUEUES)}",

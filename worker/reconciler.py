@@ -71,6 +71,8 @@ class Reconciler:
                         logger.warning("job_announced_again", job_id=job_id)
             except OsteopanError:
                 logger.warning("redis_away")
+            except Exception as error:  # noqa: BLE001 - without this thread a node looks well and forgets jobs
+                logger.error("reconciler_failed", error=type(error).__name__)  # noqa: TRY400
 
     def _take_turn(self, name: str) -> bool:
         """Whether this node is the one that looks: it was the last time, or the node that was has gone silent."""
@@ -99,12 +101,15 @@ class Reconciler:
                 "list[tuple[str, float]]",
                 client.zrangebyscore(keys.queued, "-inf", now - GRACE_MS, start=0, num=BATCH, withscores=True),
             )
-            priorities = self._priorities([*expired, *(job_id for job_id, _ in waiting)])
+            priorities = self._priorities([job_id for job_id, _ in waiting])
             heads = {priority: self._age_of_head(queue) for priority, queue in QUEUE_OF_PRIORITY.items()}
-        forgotten = list(expired)
-        forgotten += [job_id for job_id, since in waiting if since < heads[priorities[job_id]] - GRACE_MS]
-        for job_id in forgotten:
-            wake_worker(self._app, job_id, priorities[job_id])
+        # A job that has lost its worker has waited once already: it goes before all others.
+        forgotten = dict.fromkeys(expired, Priority.URGENT)
+        forgotten |= {
+            job_id: priorities[job_id] for job_id, since in waiting if since < heads[priorities[job_id]] - GRACE_MS
+        }
+        for job_id, priority in forgotten.items():
+            wake_worker(self._app, job_id, priority)
         with translated_errors():
             pipeline = client.pipeline(transaction=False)
             for job_id in forgotten:
@@ -112,7 +117,7 @@ class Reconciler:
                 pipeline.zadd(keys.running, {job_id: now + PATIENCE_MS}, xx=True, gt=True)
                 pipeline.zadd(keys.queued, {job_id: now + PATIENCE_MS - GRACE_MS}, xx=True, gt=True)
             pipeline.execute()
-        return forgotten
+        return list(forgotten)
 
     def _priorities(self, job_ids: list[str]) -> dict[str, Priority]:
         pipeline = self._ledger.client.pipeline(transaction=False)
@@ -139,6 +144,6 @@ class Reconciler:
 def _job_id_of(message: str) -> str | None:
     try:
         job_id = json.loads(message)["headers"]["id"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return job_id if isinstance(job_id, str) else None

@@ -32,7 +32,7 @@ from panoramic.preprocess import remove_background, to_tensor
 from panoramic.radiograph import Limits
 from panoramic.runtime import Classification, Classifier
 from worker.paths import open_destination, read_input
-from worker.pictures import write_pictures
+from worker.pictures import remove_noted, write_pictures
 from worker.settings import WorkerSettings
 
 #: What a job goes through, in this order; also the keys of `timings_ms`.
@@ -43,6 +43,9 @@ EXPLANATION_EMPTY = "explanation_empty"
 
 #: Called at the beginning of each stage with its name. It may raise to abandon the job.
 OnStage = Callable[[str], None]
+
+#: Called with a note for `Screener.take_back` before the pictures get their names. It may raise to abandon the job.
+OnPictures = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Screener:
         self._classifiers: dict[str, Classifier] = {}
         for path in paths:
             try:
-                model = load_model(path)
+                model = load_model(path, view=settings.view)
                 classifier = Classifier(model, device=settings.device)
             except (PanoramicError, RuntimeError) as error:
                 raise SettingsError(f"model {path}: {error}") from error
@@ -112,6 +115,11 @@ class Screener:
         """Names of the loaded models; the first is the default."""
         return tuple(self._classifiers)
 
+    @property
+    def manifests(self) -> tuple[Manifest, ...]:
+        """What the model files say of the loaded models, in the same order."""
+        return tuple(classifier.model.manifest for classifier in self._classifiers.values())
+
     def warm_up(self) -> None:
         """Run every stage once, so that no job pays for compilation, and a device that fails is noticed now."""
         rolling_ball.warm_up()
@@ -124,7 +132,13 @@ class Screener:
         overlay_png(blank, blank, colormap=self._settings.colormap, caption=caption)
 
     def screen(
-        self, img_path: str, destination_path: str, *, model: str | None = None, on_stage: OnStage = lambda _: None
+        self,
+        img_path: str,
+        destination_path: str,
+        *,
+        model: str | None = None,
+        on_stage: OnStage = lambda _: None,
+        on_pictures: OnPictures = lambda _: None,
     ) -> Screening:
         """Classify one radiograph, explain the answer and write the pictures.
 
@@ -133,6 +147,7 @@ class Screener:
             destination_path: Absolute path of the folder for the pictures.
             model: Name of a loaded model; None for the first.
             on_stage: Called at the beginning of each of `STAGES`.
+            on_pictures: Called before the pictures get their names.
 
         Raises:
             JobError: The radiograph, the folder or the model cannot be used; no picture is left behind.
@@ -171,6 +186,7 @@ class Screener:
                         caption=_caption(manifest, classification),
                     ),
                     now=datetime.now().astimezone(),
+                    on_names=on_pictures,
                 )
         empty = () if strength.any() else (EXPLANATION_EMPTY,)
         return Screening(
@@ -181,6 +197,15 @@ class Screener:
             warnings=(*manifest.notices, *radiograph.warnings, *empty),
             timings_ms=timings_ms,
         )
+
+    def take_back(self, destination_path: str, note: str) -> bool:
+        """Remove the pictures of a note, those that are there; False if the folder cannot be used any more."""
+        try:
+            with open_destination(destination_path, roots=self._settings.output_roots) as destination:
+                remove_noted(destination, note)
+        except JobError:
+            return False
+        return True
 
     def _classifier(self, name: str | None) -> Classifier:
         if name is None:

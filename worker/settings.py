@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 
 from contract.settings import Settings
 from panoramic.overlay import Colormap
+from panoramic.view import View
 
 Paths = Annotated[tuple[Path, ...], NoDecode]
 
@@ -24,6 +25,7 @@ class WorkerSettings(Settings):
         node: Name of this node, unique among those on one broker.
         model: Model files to load, separated by `:`; the first answers requests that name none. Left out, it is
             the demonstration model.
+        view: What a predecessor's `.pth` was trained on, `full` or `crop`; a model file of ours says so itself.
         input_roots: Folders, separated by `:`, in which radiographs may lie; links are followed first.
         output_roots: Folders, separated by `:`, in which pictures may be written.
         colormap: Colours of the map.
@@ -32,11 +34,14 @@ class WorkerSettings(Settings):
         threads: CPU threads of the network; 0 leaves it to PyTorch.
         log_format: `console` for people, `json` for machines.
         log_level: Least severity that is logged.
+        metrics_port: TCP port of this node's own at which it answers Prometheus and health checks; left out, at none.
+        metrics_address: Address of this machine at which it does. There is no password: keep it inside.
     """
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda:\d+)$")
     node: str = Field(default_factory=lambda: f"cpu@{socket.gethostname()}", pattern=r"^[A-Za-z0-9_.@-]{1,128}$")
     model: Paths = ()
+    view: View = View.FULL
     input_roots: Paths = (Path("/"),)
     output_roots: Paths = (Path("/"),)
     colormap: Colormap = Colormap.INFERNO
@@ -45,6 +50,8 @@ class WorkerSettings(Settings):
     threads: int = Field(default=0, ge=0)
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    metrics_address: str = "127.0.0.1"
 
     @field_validator("model", "input_roots", "output_roots", mode="before")
     @classmethod

@@ -22,6 +22,7 @@ local ttl = tonumber(ARGV[5])
 redis.call('SET', KEYS[6], ARGV[4], 'EX', ttl)
 redis.call('XADD', KEYS[7], 'MAXLEN', '~', ARGV[6], '*', 'job_id', ARGV[1], 'state', ARGV[3])
 redis.call('HSET', KEYS[1], 'state', ARGV[3], 'finished_ms', now, 'stage', '')
+redis.call('HDEL', KEYS[1], 'pictures', 'nonce')
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
 if ARGV[3] == 'dead' then

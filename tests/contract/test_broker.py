@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from contract.broker import make_app, wake_worker
-from contract.errors import BrokerUnavailableError
+from contract.errors import BrokerUnavailableError, SettingsError
 from contract.jobs import JobRequest, Priority
 from contract.ledger import Ledger, connect
 from contract.settings import Settings
@@ -60,6 +60,14 @@ def _dump(ledger: Ledger, key: str) -> object:
         "string": client.get,
     }
     return key, kinds[client.type(key)](key)
+
+
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"])
+def test_another_broker_in_the_environment_is_refused_by_name(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "redis://:canary@127.0.0.1:1/0")
+    with pytest.raises(SettingsError, match=f"unset {name}: .* osteopan follows OSTEOPAN_REDIS_URL") as caught:
+        make_app(Settings())
+    assert "canary" not in str(caught.value)
 
 
 def test_a_redis_that_is_away_is_reported_soon(settings: Settings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -90,6 +91,22 @@ def test_the_same_request_again_answers_with_the_job_that_is_there(ledger: Ledge
     claimed(ledger)
     again = ledger.submit(REQUEST)
     assert (again.state, again.created) == (JobState.RUNNING, False)
+
+
+def test_the_order_of_keys_makes_no_other_request_and_metadata_come_back_equal(ledger: Ledger) -> None:
+    first = '{"b": {"y": 1.0, "x": [{"q": "ü", "p": null}]}, "a": "2"}'
+    second = '{"a": "2", "b": {"x": [{"p": null, "q": "\\u00fc"}], "y": 1.0}}'
+    other = '{"a": "2", "b": {"x": [{"p": null, "q": "u"}], "y": 1.0}}'
+    document = '{"img_path": "/in/a.png", "destination_path": "/out", "job_id": "a", "metadata": %s}'
+    assert ledger.submit(JobRequest.parse(document % first)).created
+    assert not ledger.submit(JobRequest.parse(document % second)).created
+    with pytest.raises(JobConflictError, match="another request"):
+        ledger.submit(JobRequest.parse(document % other))
+    claim = claimed(ledger)
+    ledger.finish(claim, answer(metadata=claim.request.metadata))
+    result = ledger.result("a")
+    assert result is not None
+    assert result.metadata == json.loads(first)
 
 
 def test_another_request_under_the_same_id_is_refused(ledger: Ledger) -> None:
@@ -185,11 +202,16 @@ def test_the_holder_may_finish_twice_and_the_first_result_stays(ledger: Ledger) 
     assert [job_id for _, job_id in ledger.ended_since(start, block_s=0.01)] == ["a"]
 
 
-def test_cancelling_a_queued_job_ends_it_with_a_result(ledger: Ledger) -> None:
+def test_a_queued_job_is_marked_by_whoever_cancels_it_and_ended_by_a_node(ledger: Ledger) -> None:
     start = ledger.last_entry()
     ledger.submit(REQUEST.model_copy(update={"metadata": {"case": 7}}))
-    assert ledger.cancel("a") is JobState.CANCELLED
+    assert ledger.cancel("a") is JobState.QUEUED
+    assert (ledger.status("a").state, ledger.result("a")) == (JobState.QUEUED, None)
+    assert ledger.end_cancelled() == ["a"]
+    assert ledger.end_cancelled() == []
     assert ledger.status("a").state is JobState.CANCELLED
+    assert ledger.cancel("a") is JobState.CANCELLED
+    assert ledger.client.exists(ledger.keys.cancelling) == 0
     result = ledger.result("a")
     assert result is not None
     assert result.error is not None
@@ -216,7 +238,80 @@ def test_cancelling_an_ended_job_changes_nothing(ledger: Ledger) -> None:
     result = answer()
     ledger.finish(claimed(ledger), result)
     assert ledger.cancel("a") is JobState.DONE
+    assert ledger.end_cancelled() == []
     assert ledger.result("a") == result
+
+
+def test_a_running_job_that_is_cancelled_is_ended_by_its_worker_alone(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    ledger.cancel("a")
+    assert ledger.end_cancelled() == []
+    assert ledger.status("a").state is JobState.RUNNING
+    result = answer()
+    ledger.finish(claim, result)
+    assert ledger.end_cancelled() == []
+    assert ledger.result("a") == result, "it was done before its worker heard of it"
+    assert ledger.client.exists(ledger.keys.cancelling) == 0
+
+
+def test_a_running_job_that_is_cancelled_and_given_back_is_ended_by_a_node(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    ledger.cancel("a")
+    ledger.end_cancelled()
+    ledger.release(claim, pause_s=60, counted=True)
+    assert ledger.end_cancelled() == ["a"]
+    result = ledger.result("a")
+    assert result is not None
+    assert (result.state, result.attempts) == (JobState.CANCELLED, 1)
+    assert ledger.counts()[JobState.QUEUED] == 0
+
+
+def test_what_is_cancelled_is_forgotten_if_its_record_is_gone_and_others_are_ended(ledger: Ledger) -> None:
+    later = REQUEST.model_copy(update={"job_id": "later", "metadata": {"case": 7}})
+    for request in (REQUEST, later):
+        ledger.submit(request)
+        ledger.cancel(str(request.job_id))
+    ledger.client.delete(ledger.keys.job("a"))
+    document = json.loads(ledger.client.hget(ledger.keys.job("later"), "request") or "")
+    ledger.client.hset(ledger.keys.job("later"), "request", json.dumps(document | {"field_of_a_later_version": 1}))
+    assert ledger.end_cancelled() == ["later"]
+    result = ledger.result("later")
+    assert result is not None
+    assert result.metadata == {"case": 7}
+    assert ledger.client.exists(ledger.keys.cancelling) == 0
+
+
+def test_of_twenty_nodes_one_ends_what_is_cancelled(ledger: Ledger) -> None:
+    start = ledger.last_entry()
+    ledger.submit(REQUEST)
+    ledger.cancel("a")
+    with ThreadPoolExecutor(20) as threads:
+        ended = list(threads.map(lambda _: ledger.end_cancelled(), range(20)))
+    assert sorted(ended) == [[]] * 19 + [["a"]]
+    assert len(ledger.ended_since(start, block_s=0.01)) == 1
+
+
+def test_who_may_only_submit_can_cancel(ledger: Ledger, settings: Settings) -> None:
+    ledger.submit(REQUEST)
+    ledger.client.acl_setuser(
+        "canceller",
+        enabled=True,
+        passwords=["+pw"],
+        commands=["+evalsha", "+script|load", "+client|setinfo", "+select", "+ping", "+hget", "+hset", "+sadd"],
+        keys=["osteopan:job:*", "osteopan:cancelling"],
+    )
+    try:
+        server = settings.broker_url().split("@")[1]
+        with connect(Settings(redis_url=f"redis://canceller:pw@{server}")) as client:
+            restricted = Ledger(client, settings)
+            assert restricted.cancel("a") is JobState.QUEUED
+            with pytest.raises(BrokerUnavailableError, match="Redis refuses the command"):
+                restricted.end_cancelled()
+    finally:
+        ledger.client.acl_deluser("canceller")
+    assert ledger.end_cancelled() == ["a"]
 
 
 def test_what_is_not_known_has_no_status_and_cannot_be_cancelled(ledger: Ledger) -> None:
@@ -238,6 +333,68 @@ def test_a_released_job_is_queued_again_and_the_attempt_does_not_count(ledger: L
     with pytest.raises(LeaseLostError, match="no longer held"):
         ledger.finish(claim, answer())
     assert claimed(ledger, worker="w2").attempts == 1
+
+
+def test_a_job_released_after_a_fault_has_made_an_attempt_and_is_queued_for_later(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    claim = claimed(ledger)
+    now_ms = time.time() * 1000
+    assert ledger.release(claim, pause_s=60, counted=True)
+    status = ledger.status("a")
+    assert (status.state, status.stage, status.attempts) == (JobState.QUEUED, "", 1)
+    assert now_ms + 59_000 < (ledger.client.zscore(ledger.keys.queued, "a") or 0) < now_ms + 65_000
+    assert ledger.counts() == {JobState.QUEUED: 1, JobState.RUNNING: 0, JobState.DEAD: 0}
+    assert claimed(ledger, worker="w2").attempts == 2
+
+
+def test_a_fault_that_never_passes_uses_the_attempts_up(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(max_attempts=2)
+    ledger.submit(REQUEST)
+    for _ in range(2):
+        claim = claimed(ledger)
+        assert not claim.exhausted
+        ledger.release(claim, counted=True)
+    assert claimed(ledger).exhausted
+
+
+def die(ledger: Ledger, job_id: str) -> None:
+    ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+    ledger.finish(claimed(ledger, job_id), failure(ErrorCode.WORKER_LOST, job_id), dead=True)
+
+
+def test_the_dead_are_listed_the_newest_first_with_what_was_asked(ledger: Ledger) -> None:
+    assert ledger.dead() == []
+    for job_id in ("a", "b", "c"):
+        die(ledger, job_id)
+        time.sleep(0.002)
+    assert [job.job_id for job in ledger.dead()] == ["c", "b", "a"]
+    assert [job.job_id for job in ledger.dead(limit=2)] == ["c", "b"]
+    assert {job.state for job in ledger.dead()} == {JobState.DEAD}
+    assert ledger.request("a") == REQUEST
+    with pytest.raises(UnknownJobError, match="no job nobody is known"):
+        ledger.request("nobody")
+
+
+def test_a_buried_job_is_dead_no_more_and_expires_as_others_do(with_limits: Callable[..., Ledger]) -> None:
+    ledger = with_limits(result_ttl_s=60)
+    die(ledger, "a")
+    ledger.submit(REQUEST.model_copy(update={"job_id": "open"}))
+    assert (ledger.bury("a"), ledger.bury("a"), ledger.bury("open"), ledger.bury("nobody")) == (
+        True,
+        False,
+        False,
+        False,
+    )
+    assert (ledger.dead(), ledger.counts()[JobState.DEAD]) == ([], 0)
+    assert 0 < ledger.client.ttl(ledger.keys.job("a")) <= 60
+    assert ledger.client.ttl(ledger.keys.job("open")) == -1
+    assert [job.job_id for job in ledger.jobs()] == ["open", "a"]
+    result = ledger.result("a")
+    assert result is not None
+    assert result == failure(ErrorCode.WORKER_LOST).model_copy(
+        update={"submitted_at": result.submitted_at, "finished_at": result.finished_at}
+    ), "one id, one result"
+    assert ledger.submit(REQUEST).state is JobState.DEAD
 
 
 def test_a_job_that_has_used_its_attempts_up_is_handed_out_to_be_ended(with_limits: Callable[..., Ledger]) -> None:
@@ -303,6 +460,7 @@ def test_the_results_stream_is_trimmed(with_limits: Callable[..., Ledger]) -> No
         job_id = f"j{number}"
         ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
         ledger.cancel(job_id)
+    assert len(ledger.end_cancelled()) == 400
     assert ledger.client.xlen(ledger.keys.results) < 300, "the length is kept roughly, in whole nodes of the stream"
 
 

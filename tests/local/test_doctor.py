@@ -10,7 +10,16 @@ from pydantic import SecretStr
 from contract.jobs import JobRequest
 from contract.ledger import Ledger, connect
 from contract.settings import Settings
-from local.doctor import Verdict, check_clock, check_disk, check_server, examine, shown_url
+from local.doctor import (
+    Verdict,
+    check_clock,
+    check_disk,
+    check_model,
+    check_server,
+    configured_models,
+    examine,
+    shown_url,
+)
 from local.redis_server import EmbeddedRedis
 
 
@@ -148,3 +157,31 @@ def test_setting_that_cannot_be_used_is_a_finding(start, environment):
     program = start("doctor", command=(sys.executable, "-m", "local"))
     assert program.wait() == 1
     assert "OSTEOPAN_LEASE_S" in program.stdout
+
+
+def test_damaged_model_file_is_a_failure(tmp_path):
+    from panoramic.demonstration import ensure_demonstration_model
+
+    model = ensure_demonstration_model(tmp_path)
+    whole = check_model(model)
+    assert whole.verdict is Verdict.OK
+    assert whole.found.startswith("demonstration-b0-untrained 1, SHA-256 ")
+    content = bytearray(model.read_bytes())
+    content[-1000] ^= 1
+    model.write_bytes(content)
+    damaged = check_model(model)
+    assert damaged.verdict is Verdict.FAIL
+    assert str(model) in damaged.found
+    assert check_model(tmp_path / "missing.safetensors").verdict is Verdict.FAIL
+
+
+def test_models_are_those_of_the_settings_or_the_demonstrations(tmp_path):
+    settings = Settings(state_dir=tmp_path)
+    assert configured_models(settings, {}) == []
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "demonstration.safetensors").touch()
+    assert configured_models(settings, {}) == [tmp_path / "models" / "demonstration.safetensors"]
+    assert configured_models(settings, {"OSTEOPAN_MODEL": "/a.safetensors:/b.pth"}) == [
+        Path("/a.safetensors"),
+        Path("/b.pth"),
+    ]

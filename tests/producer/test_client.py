@@ -25,12 +25,13 @@ from contract.errors import (
     TooManyOpenJobsError,
     UnknownJobError,
 )
-from contract.jobs import JobRequest, JobState
-from contract.ledger import Ledger
+from contract.jobs import JobRequest, JobResult, JobState
+from contract.ledger import Claim, Heartbeat, Ledger
 from contract.settings import Settings
 from producer.client import Client
 from producer.waiting import Ended, Wait
 
+End = Callable[[str], None]
 Answering = Callable[..., AbstractContextManager[None]]
 
 
@@ -76,9 +77,9 @@ def test_the_same_request_again_is_the_same_job_and_another_is_refused(client: C
         client.submit(request("b.png", job_id="a"))
 
 
-def test_an_ended_job_submitted_again_wakes_nobody(client: Client, ledger: Ledger) -> None:
+def test_an_ended_job_submitted_again_wakes_nobody(client: Client, ledger: Ledger, end: End) -> None:
     client.submit(request(job_id="a"))
-    client.cancel("a")
+    end("a")
     ledger.client.delete("osteopan:celery:osteopan.routine")
     assert client.submit(request(job_id="a")).state is JobState.CANCELLED
     assert ledger.client.llen("osteopan:celery:osteopan.routine") == 0
@@ -150,10 +151,11 @@ def test_a_thousand_results_come_as_they_finish_and_each_once(client: Client) ->
     assert set(results) == set(ids)
 
 
-def test_the_results_of_others_come_before_the_complaint_about_a_lost_one(client: Client, ledger: Ledger) -> None:
+def test_the_results_of_others_come_before_the_complaint_about_a_lost_one(
+    client: Client, ledger: Ledger, end: End
+) -> None:
     for name in ("a", "expired"):
-        client.submit(request(job_id=name))
-        client.cancel(name)
+        end(name)
     ledger.client.delete(ledger.keys.result("expired"))
     results = client.results(["expired", "a", "nobody"], 10)
     assert next(results).job_id == "a"
@@ -161,21 +163,21 @@ def test_the_results_of_others_come_before_the_complaint_about_a_lost_one(client
         next(results)
 
 
-def test_entries_trimmed_from_the_stream_are_made_up_for(client: Client, ledger: Ledger) -> None:
+def test_entries_trimmed_from_the_stream_are_made_up_for(client: Client, ledger: Ledger, end: End) -> None:
     wait = Wait(ledger)
     ids = [job.job_id for job in client.submit_many(request() for _ in range(5))]
     wait.add(ids)
     assert wait.poll(0.01) == []
     for job_id in ids:
-        client.cancel(job_id)
+        end(job_id)
     ledger.client.xtrim(ledger.keys.results, maxlen=2, approximate=False)
     assert {job.job_id for job in wait.poll(0.01)} == set(ids[3:])
-    wait.add([])
+    wait.add(list(wait.open))
     assert {job.job_id for job in wait.poll(0.01)} == set(ids[:3])
     assert not wait.open
 
 
-def test_many_entries_of_other_jobs_are_read_past(client: Client, ledger: Ledger) -> None:
+def test_many_entries_of_other_jobs_are_read_past(client: Client, ledger: Ledger, end: End) -> None:
     wait = Wait(ledger)
     client.submit(request(job_id="ours"))
     wait.add(["ours"])
@@ -184,17 +186,17 @@ def test_many_entries_of_other_jobs_are_read_past(client: Client, ledger: Ledger
             pipeline.xadd(ledger.keys.results, {"job_id": f"other{number}", "state": "done"})
         pipeline.execute()
     assert wait.poll(0.01) == []
-    client.cancel("ours")
+    end("ours")
     ((entry_id, _),) = ledger.client.xrevrange(ledger.keys.results, count=1)
     assert [(job.job_id, job.entry_id) for job in wait.poll(0.01)] == [("ours", entry_id)]
 
 
-def test_a_result_that_expires_before_it_is_read_is_lost_at_once(client: Client, ledger: Ledger) -> None:
+def test_a_result_that_expires_before_it_is_read_is_lost_at_once(client: Client, ledger: Ledger, end: End) -> None:
     wait = Wait(ledger)
     client.submit(request(job_id="a"))
     wait.add(["a"])
     assert wait.poll(0.01) == []
-    client.cancel("a")
+    end("a")
     ledger.client.delete(ledger.keys.result("a"))
     assert [wait.poll(0.01), wait.poll(0.01)] == [[], []]
     assert (wait.open, wait.lost) == ({}, ["a"])
@@ -242,13 +244,52 @@ def test_a_redis_that_is_away_from_the_start_is_an_error(client: Client, redis_s
     assert time.monotonic() - start_s < 10
 
 
-def test_following_starts_now_and_resumes_where_it_was_left(client: Client, ledger: Ledger) -> None:
-    client.submit(request(job_id="before"))
-    client.cancel("before")
+@pytest.mark.usefixtures("node")
+def test_cancelling_waits_until_the_job_has_ended(client: Client) -> None:
+    client.submit(request(job_id="a"))
+    start_s = time.monotonic()
+    assert client.cancel("a") is JobState.CANCELLED
+    assert time.monotonic() - start_s < 2, "it waits for the end, and no longer"
+    assert client.result("a").error is not None
+    assert client.cancel("a") is JobState.CANCELLED
+
+
+def test_cancelling_without_a_node_leaves_the_job_to_the_next_one(client: Client, ledger: Ledger) -> None:
+    client.submit(request(job_id="a"))
+    start_s = time.monotonic()
+    assert client.cancel("a", wait_s=0.3) is JobState.QUEUED
+    assert 0.3 <= time.monotonic() - start_s < 2
+    assert client.cancel("a", wait_s=0) is JobState.QUEUED
+    assert ledger.end_cancelled() == ["a"]
+    assert client.cancel("a") is JobState.CANCELLED
+
+
+def test_cancelling_a_running_job_tells_its_worker(client: Client, ledger: Ledger) -> None:
+    client.submit(request(job_id="a"))
+    claim = ledger.claim("a", "w")
+    assert isinstance(claim, Claim)
+    assert client.cancel("a", wait_s=0) is JobState.RUNNING
+    assert ledger.heartbeat(claim) is Heartbeat.CANCELLED
+
+
+def test_a_job_that_ends_while_it_is_being_cancelled_keeps_its_result(
+    client: Client, ledger: Ledger, answer_to: Callable[[Claim], JobResult]
+) -> None:
+    client.submit(request(job_id="a"))
+    claim = ledger.claim("a", "w")
+    assert isinstance(claim, Claim)
+    late = threading.Timer(0.2, ledger.finish, (claim, answer_to(claim)))
+    late.start()
+    assert client.cancel("a", wait_s=10) is JobState.DONE
+    assert client.cancel("a") is JobState.DONE
+    late.join()
+
+
+def test_following_starts_now_and_resumes_where_it_was_left(client: Client, ledger: Ledger, end: End) -> None:
+    end("before")
     following = client.follow()
     for job_id in ("a", "b", "c"):
-        client.submit(request(job_id=job_id))
-        client.cancel(job_id)
+        end(job_id)
     first = next(following)
     assert first.job_id == "a"
     assert first.document == ledger.client.get(ledger.keys.result("a"))
@@ -258,12 +299,11 @@ def test_following_starts_now_and_resumes_where_it_was_left(client: Client, ledg
     assert next(client.follow("0")).job_id == "before"
 
 
-def test_following_goes_on_after_an_outage_and_tells_of_it(client: Client, redis_server: Any) -> None:
+def test_following_goes_on_after_an_outage_and_tells_of_it(client: Client, redis_server: Any, end: End) -> None:
     told: list[OsteopanError | None] = []
     ended: list[Ended] = []
     following = client.follow(on_outage=told.append)
-    client.submit(request(job_id="a"))
-    client.cancel("a")
+    end("a")
     assert next(following).job_id == "a"
     client.submit(request(job_id="b"))
     thread = threading.Thread(target=lambda: ended.append(next(following)))
@@ -271,7 +311,7 @@ def test_following_goes_on_after_an_outage_and_tells_of_it(client: Client, redis
     redis_server.kill()
     time.sleep(0.8)
     redis_server.start()
-    client.cancel("b")
+    end("b")
     thread.join(10)
     assert [job.job_id for job in ended] == ["b"]
     assert isinstance(told[0], BrokerUnavailableError)

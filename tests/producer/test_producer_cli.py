@@ -18,10 +18,14 @@ from typing import Any
 
 import pytest
 
+from contract.errors import BrokerUnavailableError
 from contract.jobs import RESEARCH_USE, JobResult, JobState
 from contract.ledger import Claim, Ledger
+from producer.batch import Batch
 from producer.client import Client
 from producer.exit_codes import ExitCode
+from producer.requests_from import RequestReader
+from producer.waiting import Wait
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
@@ -96,7 +100,7 @@ def test_waiting_ends_with_a_table_and_the_words_research_use(producer: Run, tmp
 
 
 @pytest.mark.usefixtures("worker")
-def test_json_lines_go_in_and_the_stored_results_come_out(producer: Run, ledger: Ledger) -> None:
+def test_json_lines_go_in_and_the_stored_results_come_out(producer_process: Run, ledger: Ledger) -> None:
     lines = [
         {"img_path": "relative/é.png", "destination_path": "out", "job_id": "one", "metadata": {"name": "Ω"}},
         {"img_path": "/in/b.png"},
@@ -104,7 +108,7 @@ def test_json_lines_go_in_and_the_stored_results_come_out(producer: Run, ledger:
         {"img_path": "/in/other.png", "destination_path": "/out", "job_id": "one"},
     ]
     stdin = "\n\n".join(json.dumps(line) for line in lines) + "\nnonsense"
-    done = producer("submit", "-", "--wait", "--json", stdin=stdin, PYTHONIOENCODING="ascii")
+    done = producer_process("submit", "-", "--wait", "--json", stdin=stdin, PYTHONIOENCODING="ascii")
     assert done.returncode == ExitCode.SOME_FAILED
     documents = {json.loads(line)["job_id"]: line for line in done.stdout.splitlines()}
     assert documents == {job_id: ledger.client.get(ledger.keys.result(job_id)) for job_id in ("one", "two")}
@@ -120,12 +124,12 @@ def test_without_a_worker_one_is_told_and_the_timeout_names_the_open_jobs(
     producer: Run, ledger: Ledger, tmp_path: Path
 ) -> None:
     picture(tmp_path)
-    done = producer("submit", "a.png", "--job-id", "mine", "--wait", "--timeout", "3.5")
+    done = producer("submit", "a.png", "--job-id", "mine", "--wait", "--timeout", "3.2")
     assert done.returncode == ExitCode.TIMED_OUT
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
         "no worker is ready yet; start one with `worker run --cpu` or `osteopan up`",
-        "not ended after 3.5 s, and going on:",
+        "not ended after 3.2 s, and going on:",
         "mine",
     ]
     assert ledger.status("mine").state is JobState.QUEUED
@@ -211,20 +215,23 @@ def test_a_job_from_submission_to_the_end_names_no_patient(producer: Run, client
     assert re.search(r"^ready +gpu0@host$", overview.stdout, re.MULTILINE)
     assert re.search(r"^stage +network$", status.stdout, re.MULTILINE)
     assert re.search(r"^ *a +running +network +routine +1 +gpu0@host ", jobs.stdout, re.MULTILINE)
-    told = producer("cancel", "a")
-    assert (told.returncode, told.stdout) == (0, "running; its worker was told to stop\n")
+    told = producer("cancel", "a", "--timeout", "0.2")
+    assert (told.returncode, told.stdout) == (0, "running\n")
+    assert told.stderr == "job a is not cancelled yet: its worker ends it when its present stage is over\n"
     assert "Jane" not in "".join(done.stdout + done.stderr for done in (unready, pending, overview, status, jobs, told))
 
 
+@pytest.mark.usefixtures("node")
 def test_cancelling_and_asking_for_what_has_ended_or_never_was(
     producer: Run, client: Client, ledger: Ledger, answer_to: Callable[[Claim], JobResult]
 ) -> None:
     assert producer("list").stdout == "no jobs\n"
     client.submit({"img_path": "/in/a.png", "destination_path": "/out", "job_id": "a"})
-    assert producer("cancel", "a").stdout == "cancelled\n"
+    cancelled = producer("cancel", "a")
+    assert (cancelled.returncode, cancelled.stdout, cancelled.stderr) == (0, "cancelled\n", "")
     table = producer("result", "a")
     assert table.returncode == ExitCode.SOME_FAILED
-    assert "cancelled: the job was cancelled before a worker took it up" in table.stdout
+    assert "cancelled: the job was cancelled while it was queued" in table.stdout
     client.submit({"img_path": "/in/a.png", "destination_path": "/out", "job_id": "b"})
     claim = ledger.claim("b", "w")
     assert isinstance(claim, Claim)
@@ -236,6 +243,16 @@ def test_cancelling_and_asking_for_what_has_ended_or_never_was(
     nobody = producer("result", "nobody", "--wait")
     assert (nobody.returncode, nobody.stdout) == (ExitCode.UNKNOWN_JOB, "")
     assert nobody.stderr.startswith("producer: no job nobody is known")
+
+
+def test_a_queued_job_is_cancelled_by_the_next_node_and_this_is_said(
+    producer: Run, client: Client, ledger: Ledger
+) -> None:
+    client.submit({"img_path": "/in/a.png", "destination_path": "/out", "job_id": "a"})
+    asked = producer("cancel", "a", "--timeout", "0")
+    assert (asked.returncode, asked.stdout) == (0, "queued\n")
+    assert re.fullmatch(r"job a is not cancelled yet: .*`producer status`.*\n", asked.stderr)
+    assert ledger.end_cancelled() == ["a"]
 
 
 @pytest.mark.parametrize("delay_s", [0, 1])
@@ -256,9 +273,7 @@ def test_an_interrupted_wait_says_that_the_jobs_go_on(
     assert ledger.status("mine").state is JobState.QUEUED
 
 
-def test_an_interrupted_submission_keeps_what_is_queued(
-    environment: dict[str, str], start_producer: Start, ledger: Ledger
-) -> None:
+def test_an_interrupted_submission_keeps_what_is_queued(start_producer: Start, ledger: Ledger) -> None:
     read_end, write_end = os.pipe()
     with os.fdopen(write_end, "wb", buffering=0) as stdin:
         process = start_producer("submit", "-", stdin=read_end)
@@ -271,6 +286,113 @@ def test_an_interrupted_submission_keeps_what_is_queued(
     assert process.returncode == ExitCode.INTERRUPTED
     assert stderr.splitlines()[1:] == ["mine"]
     assert queued(ledger) == ["mine"]
+
+
+def line(job_id: str, img_path: str = "/in/a.png") -> str:
+    return json.dumps({"img_path": img_path, "destination_path": "/out", "job_id": job_id}) + "\n"
+
+
+def test_lines_are_answered_while_more_may_come(start_producer: Start, ledger: Ledger, worker: None) -> None:
+    process = start_producer("submit", "-", "--wait", "--json", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for job_id in ("one", "two"):
+        process.stdin.write(line(job_id))
+        process.stdin.flush()
+        assert process.stdout.readline() == f"{ledger.client.get(ledger.keys.result(job_id))}\n"
+    stdout, stderr = process.communicate(line("three", "/in/broken.png"), timeout=10)
+    assert [json.loads(answer)["job_id"] for answer in stdout.splitlines()] == ["three"]
+    assert (process.returncode, stderr) == (ExitCode.SOME_FAILED, "")
+
+
+def test_lines_that_come_while_redis_is_away_are_queued_when_it_answers(
+    start_producer: Start, redis_server: Any, answering: Answering
+) -> None:
+    process = start_producer("submit", "-", "--wait", "--json", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with answering():
+        process.stdin.write(line("before"))
+        process.stdin.flush()
+        assert json.loads(process.stdout.readline())["job_id"] == "before"
+    redis_server.kill()
+    process.stdin.write(line("during") + line("after"))
+    process.stdin.flush()
+    time.sleep(1)
+    redis_server.start()
+    with answering():
+        stdout, stderr = process.communicate(timeout=20)
+    assert {json.loads(answer)["job_id"] for answer in stdout.splitlines()} == {"during", "after"}
+    assert process.returncode == 0
+    assert stderr.splitlines()[1:] == ["Redis answers again"]
+
+
+def test_a_line_that_met_an_outage_keeps_the_id_that_it_was_given(
+    client: Client, ledger: Ledger, redis_server: Any
+) -> None:
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb"):
+        waiting = Wait(ledger)
+        batch = Batch(client, waiting, as_json=True)
+        reader = RequestReader(read_end)
+        with os.fdopen(write_end, "wb", buffering=0) as lines:
+            lines.write(b'{"img_path": "/in/a.png", "destination_path": "/out"}\n')
+            redis_server.kill()
+            with pytest.raises(BrokerUnavailableError, match="does not answer"):
+                batch.submit_from(reader, 5)
+            (job_id,) = batch.open_ids()
+            redis_server.start()
+            assert batch.submit_from(reader, 5), "more may come"
+        assert not batch.submit_from(reader, 5)
+    assert queued(ledger) == list(waiting.open) == [job_id]
+
+
+def test_hundreds_of_lines_are_answered_each_once(producer_process: Run, worker: None) -> None:
+    done = producer_process("submit", "-", "--wait", "--json", stdin="".join(line(f"j{n}") for n in range(600)))
+    assert sorted(json.loads(answer)["job_id"] for answer in done.stdout.splitlines()) == sorted(
+        f"j{n}" for n in range(600)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_timeout_of_lines_begins_at_their_end(start_producer: Start, answering: Answering) -> None:
+    process = start_producer("submit", "-", "--wait", "--json", "--timeout", "1", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(line("mine"))
+    process.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired, match="timed out"):
+        process.wait(1.7)
+    hold = threading.Event()
+    late = threading.Timer(0.3, hold.set)
+    with answering(hold=hold):
+        late.start()
+        stdout, stderr = process.communicate(timeout=10)
+        late.join()
+    assert (process.returncode, stderr) == (0, "")
+    assert json.loads(stdout)["job_id"] == "mine"
+
+
+def test_a_wait_for_lines_that_is_interrupted_names_the_open_jobs(start_producer: Start, ledger: Ledger) -> None:
+    process = start_producer("submit", "-", "--wait", "--json", stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(line("mine"))
+    process.stdin.flush()
+    eventually(lambda: queued(ledger) == ["mine"])
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == ExitCode.INTERRUPTED, "although standard input is still open"
+    assert process.stderr is not None
+    assert process.stderr.read().splitlines()[1:] == ["mine"]
+
+
+def test_a_full_ledger_ends_the_lines_and_says_how_much_is_queued(producer_process: Run) -> None:
+    stdin = "".join(line(f"j{n}") for n in range(3))
+    done = producer_process("submit", "-", "--wait", stdin=stdin, OSTEOPAN_MAX_OPEN_JOBS="2")
+    assert done.returncode == ExitCode.REFUSED
+    assert done.stderr.splitlines() == [
+        "queued so far: 2; the remaining requests are not queued",
+        "producer: 2 jobs are open and at most 2 may be; submit again when some have ended",
+    ]
 
 
 def test_a_restart_of_redis_during_a_wait_is_noted_and_waited_out(
@@ -293,12 +415,8 @@ def test_a_restart_of_redis_during_a_wait_is_noted_and_waited_out(
 
 
 def test_following_prints_results_over_a_restart_and_can_be_resumed(
-    start_producer: Start, producer: Run, client: Client, ledger: Ledger, redis_server: Any
+    start_producer: Start, ledger: Ledger, redis_server: Any, end: Callable[[str], None]
 ) -> None:
-    def end(job_id: str) -> None:
-        client.submit({"img_path": "/in/a.png", "destination_path": "/out", "job_id": job_id})
-        client.cancel(job_id)
-
     end("before")
     process = start_producer("follow", "--since", ledger.last_entry())
     end("a")
@@ -323,23 +441,21 @@ def test_following_prints_results_over_a_restart_and_can_be_resumed(
     assert json.loads(resumed.stdout.readline())["job_id"] == "c"
 
 
-def test_a_reader_that_goes_is_no_reason_to_complain(start_producer: Start, client: Client) -> None:
+def test_a_reader_that_goes_is_no_reason_to_complain(start_producer: Start, end: Callable[[str], None]) -> None:
     for number in range(2):
-        client.submit({"img_path": "/in/a.png", "destination_path": "/out", "job_id": f"j{number}"})
-        client.cancel(f"j{number}")
+        end(f"j{number}")
     process = start_producer("follow", "--since", "0")
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    client.submit({"img_path": "/in/a.png", "destination_path": "/out", "job_id": "late"})
-    client.cancel("late")
+    end("late")
     assert process.wait(10) == ExitCode.OUTPUT_CLOSED
     assert process.stderr is not None
     assert re.fullmatch(r"resume with --since \d+-\d+\n", process.stderr.read())
 
 
 def test_a_submission_whose_reader_goes_says_how_much_is_queued(
-    environment: dict[str, str], producer: Run, start_producer: Start, ledger: Ledger, tmp_path: Path
+    start_producer: Start, ledger: Ledger, tmp_path: Path
 ) -> None:
     for number in range(3):
         picture(tmp_path, f"{number}.png")
@@ -406,14 +522,14 @@ def test_a_full_ledger_refuses_and_says_how_much_is_queued(producer: Run, tmp_pa
     ]
 
 
-def test_help_is_quick_lists_the_exit_codes_and_ends_in_commands(producer: Run) -> None:
+def test_help_is_quick_lists_the_exit_codes_and_ends_in_commands(producer: Run, producer_process: Run) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = producer("--help")
+    done = producer_process("--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime - before.ru_utime < 1, "seconds of processor time"
     for code in ExitCode:
         assert f"{code.value:>3}  {code.meaning}" in done.stdout
-    for command in ("submit", "result", "status", "list", "cancel", "follow"):
+    for command in ("submit", "result", "status", "list", "cancel", "follow", "dead"):
         assert f"\n  {command} " in done.stdout
     assert done.stdout.splitlines()[-1].startswith("    producer ")
     submit = producer("submit", "--help").stdout

@@ -127,12 +127,12 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(name="wait")
+@pytest.fixture(name="wait", scope="session")
 def _wait() -> Callable[..., None]:
     return wait_until
 
 
-@pytest.fixture(name="start_node")
+@pytest.fixture(name="start_node", scope="session")
 def _start_node() -> Callable[..., object]:
     return running_node
 

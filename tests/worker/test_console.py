@@ -131,6 +131,28 @@ def test_causes_are_said_on_standard_error(checkpoint: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_fault_of_the_system_is_answered_too(checkpoint: Path, phantom: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    lines = [
+        {"img_path": "a.jpg", "destination_path": "b"},
+        {"img_path": str(phantom), "destination_path": str(tmp_path)},
+    ]
+    script = 'rmdir ../gone && exec "$@"'
+    ended = subprocess.run(
+        ["sh", "-c", script, "sh", sys.executable, "-P", "-m", "worker", "console", str(checkpoint)],
+        cwd=folder,
+        input="".join(json.dumps(line) + "\n" for line in lines),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    first, second = (json.loads(line) for line in ended.stdout.splitlines())
+    assert first == FAIL
+    assert second["result"] == "ok"
+
+
 def test_a_file_that_is_no_model_is_said(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"garbage")
     ended = subprocess.run(

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,7 +294,6 @@ def test_a_node_without_a_usable_model_ends_and_says_why(
 def test_wrong_commands_are_answered_with_a_sentence(
     environment: Any, node_settings: Settings, arguments: list[str], message: str
 ) -> None:
-    start = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-m", "worker", *arguments],
         env=environment(node_settings),
@@ -307,7 +305,6 @@ def test_wrong_commands_are_answered_with_a_sentence(
     assert ended.returncode == 2
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
-    assert time.monotonic() - start < 60
 
 
 def test_a_job_whose_worker_is_killed_is_done_by_the_next(

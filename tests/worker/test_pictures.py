@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from contract.errors import JobError
+from contract.errors import JobError, LeaseLostError
 from worker.paths import Destination, open_destination
-from worker.pictures import remove_pictures, write_pictures
+from worker.pictures import remove_noted, write_pictures
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
 
@@ -93,8 +97,70 @@ def test_pictures_go_to_the_folder_that_was_checked_even_if_its_name_is_given_aw
     assert len(os.listdir(tmp_path / "moved")) == 2
 
 
-def test_removed_pictures_may_be_gone_already(destination: Destination) -> None:
-    saliency, overlay = write(destination)
+def write_noted(destination: Destination) -> tuple[list[str], list[str]]:
+    """Write both pictures; gives their paths, and the notes that were made before."""
+    notes: list[str] = []
+    paths = write_pictures(destination, "a", saliency=b"saliency", overlay=b"overlay", now=NOON, on_names=notes.append)
+    return list(paths), notes
+
+
+@pytest.fixture(params=["nameless", "temporary"])
+def drafts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Files without a name, and what is done on systems that have none."""
+    if request.param == "temporary":
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    return str(request.param)
+
+
+def test_by_its_note_a_picture_can_be_removed_even_if_the_other_is_gone(destination: Destination, drafts: str) -> None:
+    (saliency, _), notes = write_noted(destination)
     Path(saliency).unlink()
-    remove_pictures(saliency, overlay)
+    remove_noted(destination, notes[-1])
+    assert os.listdir(destination.path) == []
+
+
+def test_nothing_has_a_name_before_it_is_noted(destination: Destination, drafts: str) -> None:
+    seen: list[tuple[set[str], set[str]]] = []
+
+    def look(note: str) -> None:
+        seen.append((set(os.listdir(destination.path)), {name for name, *_ in json.loads(note)}))
+
+    write_pictures(destination, "a", saliency=b"s", overlay=b"o", now=NOON, on_names=look)
+    assert len(seen) == (1 if drafts == "nameless" else 3)
+    noted_before: set[str] = set()
+    for there, noted in seen:
+        assert there <= noted_before
+        noted_before = noted
+    assert set(os.listdir(destination.path)) <= noted_before
+
+
+def test_who_may_not_note_writes_nothing(destination: Destination, drafts: str) -> None:
+    def refuse(_: str) -> None:
+        raise LeaseLostError("another worker has the job")
+
+    with pytest.raises(LeaseLostError, match="another worker"):
+        write_pictures(destination, "a", saliency=b"s", overlay=b"o", now=NOON, on_names=refuse)
+    assert os.listdir(destination.path) == []
+
+
+def test_another_jobs_picture_under_a_noted_name_is_left_alone(destination: Destination, drafts: str) -> None:
+    (saliency, overlay), notes = write_noted(destination)
+    Path(saliency).unlink()
+    Path(saliency).write_bytes(b"another job's")
+    remove_noted(destination, notes[-1])
+    assert Path(saliency).read_bytes() == b"another job's"
+    assert not Path(overlay).exists()
+
+
+def test_a_worker_killed_while_it_writes_leaves_no_file(destination: Destination) -> None:
+    """The real thing: a process that dies when it has written the files and given them no name yet."""
+    program = (
+        "import os, signal, sys; from pathlib import Path; from datetime import datetime;"
+        "from worker.paths import open_destination; from worker.pictures import write_pictures\n"
+        "with open_destination(sys.argv[1], roots=[Path('/')]) as folder:\n"
+        "    write_pictures(folder, 'a', saliency=bytes(9999), overlay=bytes(9999), now=datetime.now(),"
+        " on_names=lambda _: os.kill(os.getpid(), signal.SIGKILL))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, destination.path], check=False)
+    assert ended.returncode == -signal.SIGKILL
     assert os.listdir(destination.path) == []

@@ -10,7 +10,7 @@ import celery
 import pytest
 
 from contract.broker import make_app, wake_worker
-from contract.jobs import JobRequest, Priority
+from contract.jobs import JobRequest, JobState, Priority
 from contract.ledger import Claim, Ledger
 from contract.settings import Settings
 from worker.reconciler import GRACE_MS, Reconciler
@@ -91,7 +91,52 @@ def test_a_message_of_a_job_that_has_ended_hides_nothing(
     for job_id in ("cancelled", "behind"):
         wake_worker(app, job_id, Priority.ROUTINE)
     ledger.cancel("cancelled")
+    assert ledger.end_cancelled() == ["cancelled"]
     assert reconciler.scan() == ["lost"]
+
+
+def test_a_job_that_is_to_rest_is_announced_when_its_time_has_come_and_not_before(
+    ledger: Ledger, reconciler: Reconciler
+) -> None:
+    enter(ledger, "resting")
+    claim = ledger.claim("resting", "w")
+    assert isinstance(claim, Claim)
+    assert ledger.release(claim, pause_s=60, counted=True)
+    assert reconciler.scan() == []
+    ledger.client.zincrby(ledger.keys.queued, -59_000, "resting")
+    assert reconciler.scan() == []
+    ledger.client.zincrby(ledger.keys.queued, -1000 - 2 * GRACE_MS, "resting")
+    assert reconciler.scan() == ["resting"]
+    assert messages(ledger) == ["resting"]
+
+
+def test_a_job_that_rests_does_not_hold_up_the_queue_behind_it(
+    ledger: Ledger, app: celery.Celery, reconciler: Reconciler
+) -> None:
+    enter(ledger, "resting", age_ms=60_000)
+    claim = ledger.claim("resting", "w")
+    assert isinstance(claim, Claim)
+    ledger.release(claim, pause_s=60, counted=True)
+    enter(ledger, "lost", age_ms=40_000)
+    enter(ledger, "behind", age_ms=10_000)
+    wake_worker(app, "behind", Priority.ROUTINE)
+    assert reconciler.scan() == ["lost"]
+
+
+def test_the_node_that_looks_ends_what_is_cancelled(
+    ledger: Ledger, reconciler: Reconciler, wait: Callable[..., None]
+) -> None:
+    enter(ledger, "a", age_ms=0)
+    enter(ledger, "running", age_ms=0)
+    assert isinstance(ledger.claim("running", "w"), Claim)
+    for job_id in ("a", "running"):
+        ledger.cancel(job_id)
+    reconciler.start()
+    try:
+        wait(lambda: ledger.status("a").state is JobState.CANCELLED, 5)
+        assert ledger.status("running").state is JobState.RUNNING
+    finally:
+        reconciler.stop()
 
 
 def test_garbage_in_the_queue_is_passed_over(ledger: Ledger, reconciler: Reconciler) -> None:
