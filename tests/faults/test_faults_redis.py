@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -43,6 +44,20 @@ def test_a_result_waits_until_redis_is_back(site: Any) -> None:
     site.note("Redis frozen for 6 s while a result is written: result there", f"{took_s:.1f} s after it is back")
     assert result.result == "ok"
     assert result.worker in (node.name, site.other(node).name)
+
+
+def test_a_time_limit_that_strikes_while_redis_is_away_fails_no_job(site: Any) -> None:
+    """An outage as long as a job may take would end in `deadline_exceeded`, and leave pictures without a result."""
+    job = site.submit("large")
+    node = site.await_stage(job, {"network"})
+    with site.nodes[0].proxy.black_hole(), site.nodes[1].proxy.black_hole():
+        for _ in range(3):
+            time.sleep(2)
+            # How Celery tells its child that the soft limit is over.
+            node.engine.send_signal(signal.SIGUSR1)
+    result = site.settle()[job]
+    assert result.error is None
+    assert result.attempts == 1
 
 
 @pytest.mark.parametrize(("stage", "cut_off_s"), [("network", 20.0), ("pictures", 8.0)])

@@ -77,6 +77,22 @@ def test_a_job_whose_worker_is_killed_is_done_by_another(site: Any, victim: str)
     assert results[job].worker == site.other(node).name
 
 
+def test_a_node_that_stands_still_mid_job_comes_too_late_and_leaves_nothing(site: Any, until: Until) -> None:
+    """As a virtual machine does that is moved."""
+    job = site.submit("large")
+    node = site.await_stage(job, {"background", "network"})
+    seen = node.log.stat().st_size
+    processes = node.processes()
+    for process in processes:
+        process.suspend()
+    site.await_end(job)
+    first = site.ledger.result(job)
+    assert first.worker == site.other(node).name
+    node.wake()
+    until(lambda: b"job_lost" in node.log.read_bytes()[seen:], 30, what="the late worker is told")
+    assert site.settle() == {job: first}
+
+
 def test_a_worker_killed_between_its_pictures_and_its_result_leaves_no_stray_picture(site: Any, until: Until) -> None:
     job = site.submit("large")
     node = site.await_stage(job)

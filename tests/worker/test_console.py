@@ -138,17 +138,21 @@ def test_a_fault_of_the_system_is_answered_too(checkpoint: Path, phantom: Path, 
         {"img_path": "a.jpg", "destination_path": "b"},
         {"img_path": str(phantom), "destination_path": str(tmp_path)},
     ]
-    script = 'rmdir ../gone && exec "$@"'
-    ended = subprocess.run(
-        ["sh", "-c", script, "sh", sys.executable, "-P", "-m", "worker", "console", str(checkpoint)],
+    with subprocess.Popen(
+        [sys.executable, "-m", "worker", "console", str(checkpoint)],
         cwd=folder,
-        input="".join(json.dumps(line) + "\n" for line in lines),
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
-    )
-    first, second = (json.loads(line) for line in ended.stdout.splitlines())
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        # Relative paths now lead nowhere at all.
+        folder.rmdir()
+        answers, remarks = process.communicate("".join(json.dumps(line) + "\n" for line in lines), timeout=120)
+    assert "internal_error: FileNotFoundError" in remarks
+    first, second = (json.loads(line) for line in answers.splitlines())
     assert first == FAIL
     assert second["result"] == "ok"
 
