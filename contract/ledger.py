@@ -27,6 +27,7 @@ import redis
 from contract.errors import (
     BrokerUnavailableError,
     ErrorCode,
+    InvalidRequestError,
     JobConflictError,
     LeaseLostError,
     TooManyOpenJobsError,
@@ -243,17 +244,37 @@ class Ledger:
             return None
         if outcome not in ("claimed", "exhausted"):
             return JobState(outcome)
-        token, attempts, request, submitted_ms, now_ms, left_behind = details
+        token, attempts, document, submitted_ms, now_ms, left_behind = details
+        try:
+            request = JobRequest.parse(document)
+        except InvalidRequestError as error:
+            return self._end_unreadable(job_id, token, str(error), attempts=int(attempts), submitted_ms=submitted_ms)
         return Claim(
             job_id,
             token,
             int(attempts),
-            JobRequest.parse(request),
+            request,
             _utc(submitted_ms),
             waited_ms=float(now_ms) - float(submitted_ms),
             exhausted=outcome == "exhausted",
             left_behind=left_behind,
         )
+
+    def _end_unreadable(self, job_id: str, token: str, reason: str, *, attempts: int, submitted_ms: str) -> JobState:
+        """End a job whose request this version cannot read, as one of a later version: no worker ever could."""
+        result = JobResult(
+            result="fail",
+            job_id=job_id,
+            error=ErrorInfo(
+                code=ErrorCode.INVALID_REQUEST,
+                message=f"this worker's version cannot read the request ({reason}); upgrade the workers, or mend it",
+            ),
+            attempts=attempts,
+            submitted_at=_utc(submitted_ms),
+            finished_at=datetime.now(UTC),
+        )
+        self._finish(job_id, token, JobState.FAILED, result)
+        return JobState.FAILED
 
     def heartbeat(self, claim: Claim, stage: str = "") -> Heartbeat:
         """Extend the lease and, unless it is empty, note the stage for whoever asks after the job."""
@@ -345,7 +366,7 @@ class Ledger:
                     submitted_at=status.submitted_at,
                     finished_at=datetime.now(UTC),
                     # A request of a later version, whose other fields we might not know, can be cancelled as well.
-                    metadata=json.loads(record["request"])["metadata"],
+                    metadata=json.loads(record["request"]).get("metadata", {}),
                 )
                 state = self._finish(job_id, "", JobState.CANCELLED, result)
                 ended += [job_id] if state == "finished" else []

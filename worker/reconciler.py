@@ -33,8 +33,8 @@ GRACE_MS = 2000
 #: A job announced again is left alone for this long, in milliseconds.
 PATIENCE_MS = 5000
 
-#: At most so many jobs and messages are looked at in one go.
-BATCH = 1000
+#: At most so many jobs and messages are looked at in one go; where more wait, the next look goes on behind them.
+BATCH = 5000
 
 
 class Reconciler:
@@ -48,6 +48,7 @@ class Reconciler:
     def __init__(self, ledger: Ledger, app: celery.Celery) -> None:
         self._ledger = ledger
         self._app = app
+        self._offset = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reconciler", daemon=True)
 
@@ -65,10 +66,10 @@ class Reconciler:
         while not self._stop.wait(SCAN_PAUSE_S):
             try:
                 if self._take_turn(name):
-                    for job_id in self._ledger.end_cancelled():
-                        logger.info("job_cancelled", job_id=job_id)
                     for job_id in self.scan():
                         logger.warning("job_announced_again", job_id=job_id)
+                    for job_id in self._ledger.end_cancelled():
+                        logger.info("job_cancelled", job_id=job_id)
             except OsteopanError:
                 logger.warning("redis_away")
             except Exception as error:  # noqa: BLE001 - without this thread a node looks well and forgets jobs
@@ -99,8 +100,11 @@ class Reconciler:
             expired = cast("list[str]", client.zrangebyscore(keys.running, "-inf", now, start=0, num=BATCH))
             waiting = cast(
                 "list[tuple[str, float]]",
-                client.zrangebyscore(keys.queued, "-inf", now - GRACE_MS, start=0, num=BATCH, withscores=True),
+                client.zrangebyscore(
+                    keys.queued, "-inf", now - GRACE_MS, start=self._offset, num=BATCH, withscores=True
+                ),
             )
+            self._offset = self._offset + BATCH if len(waiting) == BATCH else 0
             priorities = self._priorities([job_id for job_id, _ in waiting])
             heads = {priority: self._age_of_head(queue) for priority, queue in QUEUE_OF_PRIORITY.items()}
         # A job that has lost its worker has waited once already: it goes before all others.
@@ -124,7 +128,10 @@ class Reconciler:
         for job_id in job_ids:
             pipeline.hget(self._ledger.keys.job(job_id), "priority")
         found = pipeline.execute()
-        return {job_id: Priority(value or Priority.ROUTINE) for job_id, value in zip(job_ids, found, strict=True)}
+        return {
+            job_id: Priority.URGENT if value == Priority.URGENT else Priority.ROUTINE
+            for job_id, value in zip(job_ids, found, strict=True)
+        }
 
     def _age_of_head(self, queue: str) -> float:
         """When the job of the queue's oldest message was entered, in ms; infinity if there is no message."""

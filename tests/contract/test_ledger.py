@@ -520,3 +520,17 @@ def test_what_goes_wrong_with_redis_is_said_without_the_password(
         client = connect(Settings(redis_url=url.format(port=port)))
         Ledger(client, settings).last_entry()
     assert "wrong" not in str(caught.value)
+
+
+def test_a_request_of_a_later_version_ends_its_job(ledger: Ledger) -> None:
+    ledger.submit(REQUEST)
+    document = json.loads(ledger.client.hget(ledger.keys.job("a"), "request"))
+    ledger.client.hset(ledger.keys.job("a"), "request", json.dumps({**document, "field_of_2031": "Jane"}))
+    assert ledger.claim("a", "worker") is JobState.FAILED
+    result = ledger.result("a")
+    assert result is not None
+    assert result.error is not None
+    assert result.error.code is ErrorCode.INVALID_REQUEST
+    assert "upgrade the workers" in result.error.message
+    assert "Jane" not in result.error.message
+    assert ledger.status("a").state is JobState.FAILED
