@@ -164,10 +164,12 @@ class Screener:
         classifier = self._classifier(model)
         manifest = classifier.model.manifest
         settings = self._settings
-        with open_destination(destination_path, roots=settings.output_roots) as destination, _coded_errors():
+        with _coded_errors(), ExitStack() as opened:
             with stage("read"):
                 data = read_input(img_path, roots=settings.input_roots, max_bytes=self._limits.max_file_bytes)
                 radiograph = self._decoder.read(data, view=manifest.view)
+                # After the picture, so that a wrong path leaves no empty folder; before the work, not to waste it.
+                destination = opened.enter_context(open_destination(destination_path, roots=settings.output_roots))
             with stage("background"):
                 background_removed = remove_background(radiograph.pixels)
             with stage("network"):

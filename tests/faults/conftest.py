@@ -99,6 +99,10 @@ def _shared_site(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
         )
         stack.callback(site.close)
         yield site
+        site.note(
+            "requests with an invented name; log lines and keys searched in vain for it",
+            f"{site.canaries_planted}; {site.lines_searched} lines, every other key",
+        )
 
 
 @pytest.fixture(name="until")

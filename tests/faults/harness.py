@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -173,19 +172,6 @@ class Node:
             self._process.kill()
 
 
-@dataclass
-class Accepted:
-    """A job that a test has submitted.
-
-    Attributes:
-        destination: Its own folder for its pictures.
-        at: Time of its submission (monotonic), s.
-    """
-
-    destination: Path
-    at: float = field(default_factory=time.monotonic)
-
-
 class Site:
     """What a test works with.
 
@@ -196,6 +182,11 @@ class Site:
         folder: For everything that is submitted; its name holds the canary.
         pictures: Synthetic radiographs by the name of their size.
         note: Takes measured numbers for the summary at the end.
+
+    Attributes:
+        accepted: Each job that the test has submitted, with its own folder for its pictures.
+        canaries_planted: Requests that held the canary.
+        lines_searched: Lines of logs that were searched for it.
     """
 
     def __init__(
@@ -215,7 +206,9 @@ class Site:
         self.canary = CANARY
         self.client = Client(settings)
         self.ledger: Ledger = self.client.ledger
-        self.accepted: dict[str, Accepted] = {}
+        self.accepted: dict[str, Path] = {}
+        self.canaries_planted = 0
+        self.lines_searched = 0
         self._pictures = pictures
         self._logs_from: dict[Path, int] = {}
         self._numbers = itertools.count()
@@ -270,6 +263,7 @@ class Site:
         """A request for a picture and a folder of its own, both named after the canary."""
         folder = self.folder / f"{next(self._numbers):05d}-{CANARY}"
         folder.mkdir()
+        self.canaries_planted += 1
         picture = folder / f"{CANARY}.png"
         os.link(self._pictures[size], picture)
         destination = folder / f"out-{CANARY}"
@@ -287,7 +281,7 @@ class Site:
     def enter(self, request: dict[str, Any]) -> str:
         """Submit a request; gives the job's id."""
         job_id = self.client.submit(request).job_id
-        self.accepted[job_id] = Accepted(Path(request["destination_path"]))
+        self.accepted[job_id] = Path(request["destination_path"])
         return job_id
 
     def await_stage(self, job_id: str, stages: Collection[str] = STAGES, *, timeout_s: float = 60) -> Node:
@@ -323,10 +317,10 @@ class Site:
     def _stray_pictures(self) -> list[str]:
         """Of each job whose folder holds other things than the pictures of its result: what is wrong."""
         wrong = []
-        for job_id, accepted in self.accepted.items():
+        for job_id, destination in self.accepted.items():
             result = self.ledger.result(job_id)
             assert result is not None, f"{job_id} has no result"
-            there = sorted(os.listdir(accepted.destination)) if accepted.destination.exists() else []
+            there = sorted(os.listdir(destination)) if destination.exists() else []
             named = sorted(Path(path).name for path in (result.saliency_img_path, result.overlay_img_path) if path)
             if there != named:
                 wrong.append(f"{job_id} ({result.result}, attempt {result.attempts}): {there} on disk, not {named}")
@@ -339,7 +333,7 @@ class Site:
             entries.setdefault(entry["job_id"], []).append(entry["state"])
         results = {}
         assert self._stray_pictures() == []
-        for job_id, accepted in self.accepted.items():
+        for job_id, destination in self.accepted.items():
             status = self.ledger.status(job_id)
             result = self.ledger.result(job_id)
             assert status.state.is_terminal, f"{job_id} is {status.state}"
@@ -350,7 +344,7 @@ class Site:
             assert result.attempts == status.attempts
             assert result.metadata == {"patient": CANARY}
             for path in filter(None, (result.saliency_img_path, result.overlay_img_path)):
-                assert Path(path).parent == accepted.destination
+                assert Path(path).parent == destination
                 with Image.open(path) as picture:
                     assert picture.format == "PNG"
                     picture.load()
@@ -366,8 +360,9 @@ class Site:
     def check_privacy(self) -> None:
         """The canary is in requests and results, and nowhere else: no log, no command line, no other key."""
         for log in self._logs:
-            said = log.read_bytes()[self._logs_from[log] :].decode(errors="replace")
-            lines = [line[:300] for line in said.splitlines() if CANARY in line]
+            said = log.read_bytes()[self._logs_from[log] :].decode(errors="replace").splitlines()
+            self.lines_searched += len(said)
+            lines = [line[:300] for line in said if CANARY in line]
             assert not lines, f"{log.name} names the patient in {len(lines)} lines: {lines[:5]}"
         for node in self.nodes:
             with contextlib.suppress(psutil.NoSuchProcess):

@@ -96,7 +96,7 @@ def test_a_node_that_stands_still_mid_job_comes_too_late_and_leaves_nothing(site
 def test_a_worker_killed_between_its_pictures_and_its_result_leaves_no_stray_picture(site: Any, until: Until) -> None:
     job = site.submit("large")
     node = site.await_stage(job)
-    destination = site.accepted[job].destination
+    destination = site.accepted[job]
     # On a slow line the pictures are there while the result is still on its way, and never arrives.
     with node.proxy.delay(0.5):
         until(lambda: list(destination.glob("*.png")), 30, what="a picture", pause_s=0)
