@@ -6,7 +6,7 @@ BIN := .venv/bin
 # The name of a picture goes through the environment, untouched: neither make nor the shell reads it.
 override export IMAGE := $(value IMAGE)
 
-.PHONY: help setup demo test check bench constraints clean
+.PHONY: help setup demo test faults check audit bench constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -28,11 +28,18 @@ demo: setup  ## classify one radiograph: a synthetic one, or IMAGE=path/of/one.j
 test: setup  ## run every test
 	$(BIN)/python -m pytest
 
+faults: setup  ## kill, freeze and cut off everything, at full length: 1,000 jobs
+	$(BIN)/python -m pytest tests/faults --soak-jobs 1000
+
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: setup  ## known weaknesses: bandit in our code, pip-audit in what we depend on
+	$(BIN)/bandit --quiet --severity-level medium --recursive contract panoramic worker producer training local deploy
+	$(BIN)/pip-audit --progress-spinner off --disable-pip --no-deps --requirement constraints.txt
 
 bench: setup  ## measure speed and memory; prints a table and writes bench-output/bench.json
 	$(BIN)/python -m bench

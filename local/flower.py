@@ -225,7 +225,7 @@ class FlowerProcess:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310 - always http, to loopback
+        with urllib.request.urlopen(url, timeout=1) as answer:  # noqa: S310  # nosec B310 - always http, to loopback
             return bool(answer.status == HTTPStatus.OK)
     except (urllib.error.URLError, OSError):
         return False

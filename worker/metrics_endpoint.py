@@ -184,7 +184,7 @@ class MetricsEndpoint:
 
     def __init__(self, settings: WorkerSettings, port: int) -> None:
         # In memory where there is a place for it: writing to a mapped file of a full disk would end the engine.
-        memory = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of ours in it, mode 0700
+        memory = Path("/dev/shm")  # noqa: S108  # nosec B108 - mkdtemp makes a folder of ours in it, mode 0700
         self._folder = Path(
             tempfile.mkdtemp(prefix="osteopan-metrics-", dir=memory if os.access(memory, os.W_OK) else None)
         )
