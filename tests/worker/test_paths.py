@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,33 @@ def test_links_in_a_circle_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(JobError, match="loop of links|there is no file|cannot open"):
         read(tmp_path / "a")
+
+
+def test_a_link_swapped_between_check_and_opening_gains_nothing(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    link, spare = picture.parent / "link", picture.parent / "spare"
+    link.symlink_to(picture)
+    stop = threading.Event()
+
+    def swap() -> None:
+        targets = itertools.cycle([tmp_path / "secret", picture])
+        while not stop.is_set():
+            spare.symlink_to(next(targets))
+            spare.replace(link)
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    outcomes = collections.Counter[bytes | ErrorCode]()
+    try:
+        for _ in range(4000):
+            try:
+                outcomes[read(link, picture.parent)] += 1
+            except JobError as error:
+                outcomes[error.code] += 1
+    finally:
+        stop.set()
+        thread.join()
+    assert set(outcomes) == {b"content", ErrorCode.PATH_NOT_ALLOWED}
 
 
 def test_no_descriptor_stays_open(picture: Path) -> None:

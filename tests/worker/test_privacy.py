@@ -154,6 +154,43 @@ def test_names_are_in_requests_and_results_alone(
             assert CANARY.encode() not in Path(path).read_bytes()
 
 
+def test_only_what_shows_a_request_or_a_result_shows_names(
+    node: Any, environment: Any, phantom: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / CANARY
+    folder.mkdir()
+    shutil.copy(phantom, folder / "a.png")
+
+    def command(*arguments: str) -> str:
+        ended = subprocess.run(
+            [sys.executable, "-m", *arguments],
+            env=environment(node.settings),
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        return ended.stdout + ended.stderr
+
+    job_id = command("producer", "submit", str(folder / "a.png")).split()[0]
+    assert CANARY in command("producer", "result", job_id, "--wait", "--json")
+    quiet = [
+        ("producer", "status"),
+        ("producer", "status", job_id),
+        ("producer", "list"),
+        ("producer", "cancel", job_id),
+        ("producer", "dead", "list"),
+        ("producer", "dead", "retry", job_id),
+        ("producer", "dead", "drop", job_id),
+        ("local", "doctor"),
+    ]
+    said = {arguments: command(*arguments) for arguments in quiet}
+    assert all(said.values())
+    assert {arguments for arguments, text in said.items() if CANARY in text.replace(str(folder), "")} == set()
+    assert {arguments for arguments, text in said.items() if CANARY in text} <= {("local", "doctor")}
+
+
 @pytest.mark.parametrize(
     "line",
     [
