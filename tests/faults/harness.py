@@ -237,10 +237,20 @@ class Site:
             node.wake()
         self.wait_ready()
 
-    def wait_ready(self, *nodes: Node) -> None:
-        """Wait until these nodes, or both, are ready."""
-        names = {node.name for node in nodes or self.nodes}
-        wait_until(lambda: names <= set(self.ledger.ready_nodes()), READY_TIMEOUT_S, what=f"{names} ready")
+    def revive(self) -> None:
+        """Start the nodes that have ended, as a service manager does."""
+        for node in self.nodes:
+            node.start()
+
+    def wait_ready(self) -> None:
+        """Wait until both nodes are ready."""
+        names = {node.name for node in self.nodes}
+
+        def ready() -> bool:
+            self.revive()
+            return names <= set(self.ledger.ready_nodes())
+
+        wait_until(ready, READY_TIMEOUT_S, what="both nodes ready", pause_s=0.1)
 
     def kill(self, node: Node, which: str) -> None:
         """Kill (see `Node.kill`), and forget that the node was ready, which Redis would for some seconds yet."""

@@ -245,6 +245,8 @@ def gdcm_compress(samples: np.ndarray, bits: int, syntax: UID) -> Dataset:
     change = gdcm.ImageChangeTransferSyntax()
     change.SetTransferSyntax(gdcm.TransferSyntax(wanted))
     change.SetInput(image)
+    # From here on the smart pointer in `change` owns the image: Python must not free it a second time.
+    image.thisown = False
     assert change.Change()
     fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
     stream = fragments.GetFragment(0).GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
