@@ -20,6 +20,7 @@ from contract.errors import OsteopanError
 from contract.ledger import Ledger, connect, translated_errors
 from contract.names import TASK_PROCESS
 from contract.settings import load_settings
+from worker.acknowledgement import repair_acknowledgement
 from worker.logs import configure_logs
 from worker.settings import WorkerSettings
 
@@ -35,6 +36,7 @@ READY_PAUSE_S = 5
 
 settings = load_settings(WorkerSettings)
 app = make_app(settings, include=("worker.app",))
+repair_acknowledgement()
 
 
 class Child:
@@ -128,11 +130,14 @@ def _start(**_: Any) -> None:
 
 
 @signals.worker_ready.connect
-def _reconcile(**_: Any) -> None:
+def _look_after(**_: Any) -> None:
     # In the parent, which outlives its children.
     from worker.reconciler import Reconciler
+    from worker.watchdog import Watchdog
 
-    Reconciler(Ledger(connect(settings), settings), app).start()
+    ledger = Ledger(connect(settings), settings)
+    Reconciler(ledger, app).start()
+    Watchdog(ledger, node=settings.node).start()
 
 
 @signals.worker_process_shutdown.connect

@@ -93,8 +93,9 @@ class LeaseKeeper:
             return
         try:
             answer = self._ledger.heartbeat(self._claim, stage)
-        except BrokerUnavailableError:
-            # The work goes on; whether the lease outlived the break is decided before the pictures are made.
+        except (BrokerUnavailableError, SoftTimeLimitExceeded):
+            # The work goes on; whether the lease outlived the break is decided before the pictures are made. A time
+            # limit that strikes here has been used up by waiting for Redis.
             self._away = True
             return
         if answer is Heartbeat.LOST:

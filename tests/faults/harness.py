@@ -363,6 +363,10 @@ class Site:
             assert not self.redis.exists(key), f"{key} holds something although every job has ended"
         return results
 
+    def all_that_celery_holds(self) -> str:
+        """All of Celery's own keys, queues and unacknowledged messages among them, as text."""
+        return "\n".join(_held(self.redis, key) for key in self.redis.scan_iter(match=self.ledger.keys.celery + "*"))
+
     @property
     def _logs(self) -> list[Path]:
         return [*(node.log for node in self.nodes), self.server.log_file]

@@ -34,6 +34,7 @@ class Proxy:
         self._closed = False
         self._lock = threading.Lock()
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._forgotten: set[tuple[socket.socket, socket.socket]] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
 
@@ -84,6 +85,11 @@ class Proxy:
             self.cut()
             self._mute = False
 
+    def forget(self) -> None:
+        """Lose every connection without a word, as a firewall does that is restarted; new ones are welcome."""
+        with self._lock:
+            self._forgotten |= self._pairs
+
     @contextmanager
     def refusing(self) -> Iterator[None]:
         """All connections are reset, and new ones as well."""
@@ -132,15 +138,16 @@ class Proxy:
                     time.sleep(self._delay_s)
                 while self._frozen and not self._closed:
                     time.sleep(POLL_S)
-                if not (answers and self._mute):
+                if not (answers and self._mute) and pair not in self._forgotten:
                     sink.sendall(data)
             # The end of a stream is news as well: in a black hole nobody hears of it.
-            while self._frozen and not self._closed:
+            while (self._frozen or pair in self._forgotten) and pair in self._pairs and not self._closed:
                 time.sleep(POLL_S)
         except OSError:
             pass
         with self._lock:
             self._pairs.discard(pair)
+            self._forgotten.discard(pair)
         for end in pair:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

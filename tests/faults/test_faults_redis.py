@@ -91,6 +91,17 @@ def test_a_slow_line_and_broken_connections_cost_time_alone(site: Any) -> None:
     assert [results[job].result for job in jobs] == ["ok"] * 6
 
 
+def test_nodes_whose_connections_died_in_silence_notice_it(site: Any) -> None:
+    """Both wait for messages on lines of which nobody will ever hear again."""
+    for node in site.nodes:
+        node.proxy.forget()
+    job = site.submit()
+    start = time.monotonic()
+    site.await_end(job)
+    site.note("all connections forgotten by a firewall: job done", f"after {time.monotonic() - start:.1f} s")
+    assert site.settle()[job].result == "ok"
+
+
 def test_a_node_that_cannot_reach_redis_for_a_while_comes_back(site: Any) -> None:
     alone, other = site.nodes
     other.celery.suspend()

@@ -24,14 +24,14 @@ SEED = 4711
 #: Open jobs at a time, at most.
 OPEN_JOBS = 20
 
-#: Least and greatest pause between two faults (s): an engine needs about ten to be there again.
-FAULT_PAUSE_S = (2.0, 9.0)
+#: Least and greatest pause between two faults (s): an engine needs about five to be there again.
+FAULT_PAUSE_S = (1.5, 6.0)
 
 #: How long Redis stays away, at most (s).
 REDIS_AWAY_S = 3.0
 
-#: What is killed, and how many times in a round; then the cards are shuffled again.
-DECK = {"engine": 4, "celery": 2, "node": 2, "redis": 2}
+#: What is killed: each once in a round, then the cards are shuffled again.
+DECK = ("engine", "celery", "node", "redis")
 
 #: For a job of which worker after worker was killed; two nodes and Redis may all be away at a time.
 LONGEST_S_PER_JOB = 3.0
@@ -71,8 +71,7 @@ class Saboteur:
 
     def _make_fault(self) -> None:
         if not self._deck:
-            self._deck = list(Counter(DECK).elements())
-            self._random.shuffle(self._deck)
+            self._deck = self._random.sample(DECK, len(DECK))
         fault, site = self._deck.pop(), self._site
         if fault == "redis":
             site.kill_redis()
@@ -129,7 +128,7 @@ def test_no_job_is_lost_under_random_kills(site: Any, soak_jobs: int) -> None:
             "soak: a running job's worker killed, to the job's result",
             f"median {statistics.median(recoveries_s):.1f} s, slowest {recoveries_s[-1]:.1f} s, n={len(recoveries_s)}",
         )
-    assert set(saboteur.faults) == set(DECK) or soak_jobs < 200
+    assert saboteur.faults.total() >= soak_jobs // 30
     # A job may meet three kills by chance; it is then given up with its request, and not lost.
     assert set(states) <= {"done", "dead"}
     assert all(results[job].attempts == 3 for job in results if results[job].result == "fail")
