@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -20,6 +21,12 @@ from contract.ledger import Ledger, connect
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 
 START_TIMEOUT_S = 10
+
+
+# Who starts the tests in the background (`&`, nohup) may have them ignore Ctrl-C and hanging up, and whatever they start
+# would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class RedisServer:
