@@ -23,8 +23,8 @@ from contract.settings import ENVIRONMENT_PREFIX, Settings
 START_TIMEOUT_S = 10
 
 
-# Who starts the tests in the background (`&`, nohup) may have them ignore Ctrl-C and hanging up, and whatever they start
-# would inherit that.
+# Who starts the tests in the background (`&`, nohup) may have them ignore Ctrl-C and hanging up, and whatever they
+# start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

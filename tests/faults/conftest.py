@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print what the tests have measured; docs/reliability.md is written from it."""
+    """Print what the tests have measured."""
     if measured := config.stash.get(_MEASURED, []):
         terminalreporter.section("faults: measured")
         width = max(len(name) for name, _ in measured)
