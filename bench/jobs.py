@@ -25,7 +25,7 @@ from panoramic.manifest import ModelDescription
 from panoramic.model_file import save_model
 from panoramic.network import NETWORKS
 from producer.client import Client
-from training.phantom import draw_phantom, draw_truth
+from training.phantoms.phantom import draw_phantom, draw_truth
 
 
 def peak_memory_mib(pid: int) -> float:

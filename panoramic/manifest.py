@@ -14,6 +14,7 @@ RESEARCH_USE: Final = "For research use only. Not a medical device; not for diag
 _Text = Annotated[str, Field(min_length=1, max_length=200)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$")]
 _Code = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 _Pixels = Annotated[int, Field(ge=32, le=4096)]
 
 
@@ -63,6 +64,8 @@ class ModelDescription(_Frozen):
     """Logits are divided by it before softmax (Guo et al. 2017, arXiv:1706.04599); 1 changes nothing."""
     training_data: Annotated[str, Field(max_length=2000)] = ""
     training_date: date | None = None
+    trained_on: tuple[_Digest, ...] = ()
+    """`panoramic.radiograph.pixel_digest` of every picture that had a part in the weights, or in any choice."""
     intended_use: Annotated[str, Field(min_length=1, max_length=2000)] = RESEARCH_USE
     notices: tuple[_Code, ...] = ()
     """Warning codes that every result of this model carries, such as ``model_not_trained``."""

@@ -1,5 +1,6 @@
 """A radiograph as the rest of the package takes it, its warnings, and the limits set on strangers' files."""
 
+import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -75,6 +76,17 @@ class Radiograph:
     warnings: tuple[str, ...]
     format: str
     bit_depth: int
+
+
+def pixel_digest(pixels: NDArray[np.uint8]) -> str:
+    """What identifies a picture whatever file holds it: 128 bits of SHA-256 over its size and its grey levels, in hex.
+
+    Args:
+        pixels: (H, W) grey levels.
+    """
+    digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}\0".encode())
+    digest.update(np.ascontiguousarray(pixels).data)
+    return digest.hexdigest()[:32]
 
 
 def refuse_file_size(size_bytes: int, limits: Limits) -> None:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training.phantom_truth import MEAN_SIZE_PX, CorticalClass
+from training.phantoms.truth import MEAN_SIZE_PX, CorticalClass
 
 #: What the user gave cannot be used.
 EXIT_USAGE = 2
@@ -51,7 +51,7 @@ def phantoms(
     processes: Annotated[int | None, typer.Option(help="Processes to draw with; by default one a core.")] = None,
 ) -> None:
     """Write a set of synthetic radiographs, one folder a class, with their truth in truth.csv."""
-    from training.phantom_set import write_set
+    from training.phantoms.phantom_set import write_set
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=Console(stderr=True))
@@ -88,8 +88,8 @@ def phantom(
     size: SizeOption = _MEAN_SIZE,
 ) -> None:
     """Write one synthetic radiograph."""
-    from training.phantom import draw_truth
-    from training.phantom_set import write_phantom
+    from training.phantoms.phantom import draw_truth
+    from training.phantoms.phantom_set import write_phantom
 
     with _faults_told(f"{file} was not written"):
         if file.suffix.lower() != ".png":

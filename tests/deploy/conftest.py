@@ -21,8 +21,8 @@ from redis.retry import Retry
 
 from contract.settings import ENVIRONMENT_PREFIX
 from local.redis_server import find_server, free_port
-from training.phantom import draw_phantom
-from training.phantom_truth import draw_truth
+from training.phantoms.phantom import draw_phantom
+from training.phantoms.truth import draw_truth
 
 REPOSITORY = Path(__file__).parents[2]
 DEPLOY = REPOSITORY / "deploy"

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 
 from contract.settings import Settings
 from local.redis_server import EmbeddedRedis
-from training.phantom import draw_phantom
-from training.phantom_truth import draw_truth
+from training.phantoms.phantom import draw_phantom
+from training.phantoms.truth import draw_truth
 
 #: Sizes (height, width) of the radiographs: one quick to screen, one so slow that a fault hits the stage it is to hit.
 SIZES_PX = {"small": (300, 726), "large": (1210, 2925)}

@@ -200,8 +200,8 @@ def monitored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamesp
     """`osteopan up --flower` with a real worker, after one good and one bad job."""
     import cv2
 
-    from training.phantom import draw_phantom
-    from training.phantom_truth import draw_truth
+    from training.phantoms.phantom import draw_phantom
+    from training.phantoms.truth import draw_truth
 
     folder, logs = tmp_path_factory.mktemp(CANARY), tmp_path_factory.mktemp("logs")
     assert cv2.imwrite(str(folder / f"{CANARY}.png"), draw_phantom(draw_truth(7, "C3", size_px=(605, 1462))))

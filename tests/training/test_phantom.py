@@ -14,8 +14,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binomtest, ks_2samp, mannwhitneyu, spearmanr
 
-from training.phantom import PhantomTruth, cortex_mask, draw_phantom, draw_truth
-from training.phantom_truth import ALL_TEETH, MEAN_SIZE_PX, CorticalClass
+from training.phantoms.phantom import PhantomTruth, cortex_mask, draw_phantom, draw_truth
+from training.phantoms.truth import ALL_TEETH, MEAN_SIZE_PX, CorticalClass
 
 ROOT = Path(__file__).parents[2]
 SMALL = (160, 340)
@@ -47,7 +47,7 @@ def test_same_truth_same_bytes_in_another_process() -> None:
     truth = draw_truth(11, "C3", size_px=SMALL)
     here = digest(draw_phantom(truth))
     program = (
-        "import hashlib; from training.phantom import draw_phantom, draw_truth;"
+        "import hashlib; from training.phantoms.phantom import draw_phantom, draw_truth;"
         "print(hashlib.sha256(draw_phantom(draw_truth(11, 'C3', size_px=(160, 340))).tobytes()).hexdigest())"
     )
     there = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -56,7 +56,7 @@ def test_same_truth_same_bytes_in_another_process() -> None:
 
 
 def test_drawing_needs_no_torch() -> None:
-    program = "import sys, training.phantom_set, training.cli; print('torch' in sys.modules)"
+    program = "import sys, training.phantoms.phantom_set, training.cli; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
 

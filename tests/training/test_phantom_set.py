@@ -16,8 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from training.cli import app
-from training.phantom import draw_phantom, draw_truth
-from training.phantom_set import phantom_id, plan_set, read_set, write_set
+from training.phantoms.phantom import draw_phantom, draw_truth
+from training.phantoms.phantom_set import phantom_id, plan_set, read_set, write_set
 
 ROOT = Path(__file__).parents[2]
 SMALL = (120, 290)

@@ -20,8 +20,8 @@ from contract.ledger import Ledger, connect
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import EmbeddedRedis
 from producer.client import Client
-from training.phantom import draw_phantom
-from training.phantom_truth import draw_truth
+from training.phantoms.phantom import draw_phantom
+from training.phantoms.truth import draw_truth
 
 READY_TIMEOUT_S = 120
 

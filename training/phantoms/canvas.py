@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import cv2
 import numpy as np
 
-from training.phantom_truth import FIELD_MM
+from training.phantoms.truth import FIELD_MM
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.phantom_canvas import Canvas, smooth
-from training.phantom_jaw import Jaw, occlusal_y
-from training.phantom_truth import PhantomTruth, stream
+from training.phantoms.canvas import Canvas, smooth
+from training.phantoms.jaw import Jaw, occlusal_y
+from training.phantoms.truth import PhantomTruth, stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from training.phantom_canvas import Image, Points
+    from training.phantoms.canvas import Image, Points
 
 _SIDES = (-1, 1)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.phantom_canvas import Canvas, smooth
-from training.phantom_truth import Patient, stream
+from training.phantoms.canvas import Canvas, smooth
+from training.phantoms.truth import Patient, stream
 
 if TYPE_CHECKING:
-    from training.phantom_canvas import Image, Points
+    from training.phantoms.canvas import Image, Points
 
 #: Depth of the mandible's lower border over the mandible's width, and its standard deviation, every 2.5 % of the
 #: width from 10 % to 90 %. Measured on the segmented mandibles of 115 panoramic radiographs (Abdi and Kasaei,

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from training.phantom_canvas import Canvas
-from training.phantom_cortex import cortex_of, draw_cortex
-from training.phantom_head import draw_head
-from training.phantom_jaw import draw_jaw, shape_jaw
-from training.phantom_teeth import draw_teeth
-from training.phantom_truth import CorticalClass, Exposure, PhantomTruth, draw_truth, stream
+from training.phantoms.canvas import Canvas
+from training.phantoms.cortex import cortex_of, draw_cortex
+from training.phantoms.head import draw_head
+from training.phantoms.jaw import draw_jaw, shape_jaw
+from training.phantoms.teeth import draw_teeth
+from training.phantoms.truth import CorticalClass, Exposure, PhantomTruth, draw_truth, stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from training.phantom_canvas import Image
+    from training.phantoms.canvas import Image
 
 __all__ = ["CorticalClass", "PhantomTruth", "cortex_mask", "draw_phantom", "draw_truth"]
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from training.phantom_canvas import Canvas, smooth
-from training.phantom_jaw import occlusal_y
-from training.phantom_truth import ALL_TEETH, Metal, PhantomTruth, stream
+from training.phantoms.canvas import Canvas, smooth
+from training.phantoms.jaw import occlusal_y
+from training.phantoms.truth import ALL_TEETH, Metal, PhantomTruth, stream
 
 if TYPE_CHECKING:
-    from training.phantom_canvas import Image, Points
+    from training.phantoms.canvas import Image, Points
 
 #: Horizontal and vertical magnification of the unit.
 _MAGNIFICATION = (1.21, 1.27)

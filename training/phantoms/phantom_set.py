@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 
-from training.phantom import draw_phantom
-from training.phantom_truth import MEAN_SIZE_PX, CorticalClass, PhantomTruth, check_size, draw_truth, stream
+from training.phantoms.phantom import draw_phantom
+from training.phantoms.truth import MEAN_SIZE_PX, CorticalClass, PhantomTruth, check_size, draw_truth, stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

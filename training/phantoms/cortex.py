@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from training.phantom_canvas import Canvas, gaussian_blur, remap
-from training.phantom_jaw import Jaw
-from training.phantom_truth import CorticalClass, PhantomTruth, stream
+from training.phantoms.canvas import Canvas, gaussian_blur, remap
+from training.phantoms.jaw import Jaw
+from training.phantoms.truth import CorticalClass, PhantomTruth, stream
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from training.phantom_canvas import Image, Points
+    from training.phantoms.canvas import Image, Points
 
 #: Side of a pixel of the straightened image, mm.
 _CELL_MM = 0.1

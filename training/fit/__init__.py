@@ -1,0 +1,1 @@
+"""Cross-validation and the model that comes of it."""

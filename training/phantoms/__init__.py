@@ -1,0 +1,1 @@
+"""Synthetic panoramic radiographs of known truth."""
