@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from enum import StrEnum
 from importlib.resources import files
 from typing import Any, cast
 
 import redis
 
+from contract.connection import translated_errors
 from contract.errors import (
-    BrokerUnavailableError,
     ErrorCode,
     InvalidRequestError,
     JobConflictError,
@@ -35,133 +32,8 @@ from contract.errors import (
 )
 from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState
 from contract.names import STREAM_JOB_ID, Keys
+from contract.records import Claim, Heartbeat, JobStatus, Submission, status_of, utc
 from contract.settings import Settings
-
-#: Seconds to wait for a connection, and for an answer (longer than any blocking read that we make).
-CONNECT_TIMEOUT_S = 5
-SOCKET_TIMEOUT_S = 15
-
-
-@dataclass(frozen=True)
-class Submission:
-    """What became of a submitted request.
-
-    Attributes:
-        job_id: The job's id.
-        state: The job's state now.
-        created: False if the very same request was known under this id already.
-    """
-
-    job_id: str
-    state: JobState
-    created: bool
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A job in hand, until its lease runs out.
-
-    Attributes:
-        job_id: The job's id.
-        token: Fencing token; shown with every further step.
-        attempts: How many workers have taken the job up, this one included.
-        request: What is asked.
-        submitted_at: UTC.
-        waited_ms: Milliseconds between submission and claim, by Redis' clock.
-        exhausted: The job has used its attempts up and is to be ended, not run.
-        left_behind: What the worker before noted of pictures that it was about to write; empty if it did not.
-    """
-
-    job_id: str
-    token: str
-    attempts: int
-    request: JobRequest
-    submitted_at: datetime
-    waited_ms: float
-    exhausted: bool
-    left_behind: str = ""
-
-
-class Heartbeat(StrEnum):
-    """The ledger's answer to a sign of life."""
-
-    OK = "ok"
-    CANCELLED = "cancelled"
-    LOST = "lost"
-
-
-@dataclass(frozen=True)
-class JobStatus:
-    """Where a job stands. Carries no path: the request stays in the ledger.
-
-    Attributes:
-        job_id: The job's id.
-        state: Its state.
-        stage: What its worker is doing now; empty unless it is running.
-        priority: `routine` or `urgent`.
-        attempts: How many workers have taken it up.
-        worker: Node that holds or held it; None if none did.
-        submitted_at: UTC.
-        finished_at: UTC; None while the job is open.
-    """
-
-    job_id: str
-    state: JobState
-    stage: str
-    priority: str
-    attempts: int
-    worker: str | None
-    submitted_at: datetime
-    finished_at: datetime | None
-
-
-def connect(settings: Settings) -> redis.Redis:
-    """A client of the Redis that the settings name; it connects when it is first used.
-
-    Raises:
-        BrokerUnavailableError: The URL is not one of Redis.
-    """
-    url = settings.broker_url()
-    options: dict[str, Any] = {} if url.startswith("unix://") else {"socket_keepalive": True}
-    try:
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            health_check_interval=10,
-            **options,
-        )
-        # redis-py looks at the options and at the host's name only when it connects, and then raises as it likes.
-        pool = client.connection_pool
-        pool.connection_class(**pool.connection_kwargs)
-        str(pool.connection_kwargs.get("host", "")).encode("idna")
-    except (ValueError, TypeError, redis.RedisError):
-        raise BrokerUnavailableError(
-            "the URL of Redis (OSTEOPAN_REDIS_URL) is not valid: "
-            "it begins with redis://, rediss:// or unix:// and has the form redis://user:password@host:port/0"
-        ) from None
-    return client
-
-
-@contextmanager
-def translated_errors() -> Iterator[None]:
-    """Turn what redis-py raises into `BrokerUnavailableError`, without the password in the URL.
-
-    Raises:
-        BrokerUnavailableError: Redis is away, full, loading, or does not let us in.
-    """
-    try:
-        yield
-    except redis.AuthenticationError as error:
-        raise BrokerUnavailableError("Redis refuses the user or the password in OSTEOPAN_REDIS_URL") from error
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise BrokerUnavailableError(
-            "Redis does not answer. Is it running, and is OSTEOPAN_REDIS_URL right? "
-            "On one machine `osteopan up` starts it together with a worker"
-        ) from error
-    except redis.ResponseError as error:
-        raise BrokerUnavailableError(f"Redis refuses the command: {error}") from error
 
 
 class Ledger:
@@ -254,7 +126,7 @@ class Ledger:
             token,
             int(attempts),
             request,
-            _utc(submitted_ms),
+            utc(submitted_ms),
             waited_ms=float(now_ms) - float(submitted_ms),
             exhausted=outcome == "exhausted",
             left_behind=left_behind,
@@ -270,7 +142,7 @@ class Ledger:
                 message=f"this worker's version cannot read the request ({reason}); upgrade the workers, or mend it",
             ),
             attempts=attempts,
-            submitted_at=_utc(submitted_ms),
+            submitted_at=utc(submitted_ms),
             finished_at=datetime.now(UTC),
         )
         self._finish(job_id, token, JobState.FAILED, result)
@@ -357,7 +229,7 @@ class Ledger:
             except UnknownJobError:
                 state = "unknown"
             else:
-                status = _status(job_id, record)
+                status = status_of(job_id, record)
                 result = JobResult(
                     result="fail",
                     job_id=job_id,
@@ -435,7 +307,7 @@ class Ledger:
         Raises:
             UnknownJobError: No such job.
         """
-        return _status(job_id, self._record(job_id))
+        return status_of(job_id, self._record(job_id))
 
     def result(self, job_id: str) -> JobResult | None:
         """The job's result, or None if it has none (yet, or any more)."""
@@ -458,7 +330,7 @@ class Ledger:
             for job_id in ids:
                 pipeline.hgetall(self.keys.job(job_id))
             records = pipeline.execute()
-        return [_status(job_id, record) for job_id, record in zip(ids, records, strict=True) if record]
+        return [status_of(job_id, record) for job_id, record in zip(ids, records, strict=True) if record]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are queued, running and dead."""
@@ -511,20 +383,3 @@ def _unknown(job_id: str) -> UnknownJobError:
 
 def _lost(claim: Claim) -> LeaseLostError:
     return LeaseLostError(f"job {claim.job_id} is no longer held under token {claim.token}")
-
-
-def _utc(milliseconds: str) -> datetime:
-    return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
-
-
-def _status(job_id: str, record: Mapping[str, str]) -> JobStatus:
-    return JobStatus(
-        job_id,
-        JobState(record["state"]),
-        record.get("stage", ""),
-        record["priority"],
-        int(record["attempts"]),
-        record.get("worker"),
-        _utc(record["submitted_ms"]),
-        _utc(record["finished_ms"]) if "finished_ms" in record else None,
-    )

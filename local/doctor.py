@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from contract.connection import connect, translated_errors
 from contract.errors import BrokerUnavailableError, OsteopanError, SettingsError
 from contract.jobs import JobState
-from contract.ledger import Ledger, connect, translated_errors
+from contract.ledger import Ledger
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import OLDEST_MAJOR_VERSION
 from local.stack import child_environment

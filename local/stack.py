@@ -13,7 +13,8 @@ from typing import Self
 
 from pydantic import SecretStr
 
-from contract.ledger import Ledger, connect, translated_errors
+from contract.connection import connect, translated_errors
+from contract.ledger import Ledger
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.errors import StartError
 from local.private_file import make_private_folder, write_private

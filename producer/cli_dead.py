@@ -34,7 +34,7 @@ def list_dead(ctx: typer.Context, as_json: JsonOption = False) -> None:
     """List all of them, the newest first."""
     from pydantic import TypeAdapter
 
-    from contract.ledger import JobStatus
+    from contract.records import JobStatus
     from producer.display import as_text, jobs_table
 
     with client_of(ctx) as client:

@@ -19,6 +19,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from contract.connection import connect
 from contract.errors import (
     BrokerUnavailableError,
     InvalidRequestError,
@@ -27,7 +28,8 @@ from contract.errors import (
     UnknownJobError,
 )
 from contract.jobs import JobRequest, JobResult, JobState
-from contract.ledger import JobStatus, Ledger, Submission, connect
+from contract.ledger import Ledger
+from contract.records import JobStatus, Submission
 from contract.settings import Settings, load_settings
 from producer.dead import DeadJobs
 from producer.requests_from import checked_id, with_absolute_paths

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from contract.connection import translated_errors
 from contract.errors import UnknownJobError
 from contract.jobs import JobRequest, JobResult, JobState
-from contract.ledger import JobStatus, Ledger, Submission, translated_errors
+from contract.ledger import Ledger
+from contract.records import JobStatus, Submission
 from producer.requests_from import checked_id
 from producer.waiting import Ended, documents
 

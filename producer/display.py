@@ -19,7 +19,7 @@ from rich.text import Text
 
 from contract.errors import UnknownJobError
 from contract.jobs import RESEARCH_USE, JobResult, JobState
-from contract.ledger import JobStatus
+from contract.records import JobStatus
 from producer.client import BLOCK_S, Client
 from producer.dead import DeadJob
 from producer.exit_codes import ExitCode

@@ -12,9 +12,10 @@ from typing import cast
 import redis
 from pydantic import ValidationError
 
+from contract.connection import translated_errors
 from contract.errors import BrokerUnavailableError, OsteopanError
 from contract.jobs import SCHEMA_VERSION, JobResult, JobState
-from contract.ledger import Ledger, translated_errors
+from contract.ledger import Ledger
 
 #: Jobs asked after in one round trip.
 CHUNK_JOBS = 1000

@@ -9,15 +9,17 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from contract.ledger import Ledger, connect
+from contract.connection import connect
+from contract.ledger import Ledger
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 
 START_TIMEOUT_S = 10
@@ -27,6 +29,30 @@ START_TIMEOUT_S = 10
 # start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+_MEASURED = pytest.StashKey[list[tuple[str, str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make room for what the tests measure."""
+    config.stash[_MEASURED] = []
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Print what the tests have measured: the numbers of docs/reliability.md."""
+    if measured := config.stash[_MEASURED]:
+        terminalreporter.section("measured")
+        width = max(len(name) for name, _ in measured)
+        for name, value in measured:
+            terminalreporter.line(f"{name:<{width}}  {value}")
+
+
+@pytest.fixture(scope="session")
+def measured(pytestconfig: pytest.Config) -> Callable[[str, str], None]:
+    """Takes a number, by its name, that is to be printed at the end."""
+    found = pytestconfig.stash[_MEASURED]
+    return lambda name, value: found.append((name, value))
 
 
 class RedisServer:

@@ -16,8 +16,9 @@ import structlog
 from celery import signals
 
 from contract.broker import make_app
+from contract.connection import connect, translated_errors
 from contract.errors import OsteopanError
-from contract.ledger import Ledger, connect, translated_errors
+from contract.ledger import Ledger
 from contract.names import TASK_PROCESS
 from contract.settings import load_settings
 from worker.acknowledgement import repair_acknowledgement

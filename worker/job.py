@@ -18,7 +18,8 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from contract.errors import BrokerUnavailableError, ErrorCode, JobError, LeaseLostError
 from contract.jobs import JOB_ID_PATTERN, ErrorInfo, Explanation, JobResult, JobState, ModelInfo
-from contract.ledger import Claim, Heartbeat, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim, Heartbeat
 from worker.screening import Screener, Screening
 
 logger = structlog.stdlib.get_logger(__name__)

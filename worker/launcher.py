@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from contract.connection import connect, translated_errors
 from contract.errors import BrokerUnavailableError
-from contract.ledger import Ledger, connect, translated_errors
+from contract.ledger import Ledger
 from contract.settings import ENVIRONMENT_PREFIX
 from worker.node import LAUNCHER_PID
 from worker.settings import WorkerSettings

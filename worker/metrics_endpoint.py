@@ -33,9 +33,10 @@ from prometheus_client.registry import Collector
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from contract.connection import connect
 from contract.errors import BrokerUnavailableError, SettingsError
 from contract.jobs import JobState, Priority
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger
 from worker.metrics_files import EngineFiles
 from worker.metrics_ledger import LedgerSnapshot, take_snapshot
 from worker.settings import WorkerSettings

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 
 from contract.broker import QUEUE_OF_PRIORITY
+from contract.connection import translated_errors
 from contract.jobs import JobState, Priority
-from contract.ledger import Ledger, translated_errors
+from contract.ledger import Ledger
 
 #: So many of the jobs that entered the queue first are looked at for the oldest.
 OLDEST_BATCH = 100

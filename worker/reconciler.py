@@ -17,9 +17,10 @@ import celery
 import structlog
 
 from contract.broker import QUEUE_OF_PRIORITY, wake_worker
+from contract.connection import translated_errors
 from contract.errors import OsteopanError
 from contract.jobs import Priority
-from contract.ledger import Ledger, translated_errors
+from contract.ledger import Ledger
 
 logger = structlog.stdlib.get_logger(__name__)
 

@@ -14,8 +14,9 @@ from typing import cast
 
 import structlog
 
+from contract.connection import translated_errors
 from contract.errors import OsteopanError
-from contract.ledger import Ledger, translated_errors
+from contract.ledger import Ledger
 from contract.names import QUEUES
 
 logger = structlog.stdlib.get_logger(__name__)

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from contract.broker import make_app, wake_worker
+from contract.connection import connect
 from contract.errors import BrokerUnavailableError, SettingsError
 from contract.jobs import JobRequest, Priority
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger
 from contract.settings import Settings
 
 CANARY = "Jane-Doe-1950"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from contract.connection import connect
 from contract.errors import (
     BrokerUnavailableError,
     ErrorCode,
@@ -20,7 +21,8 @@ from contract.errors import (
     UnknownJobError,
 )
 from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState
-from contract.ledger import Claim, Heartbeat, Ledger, connect
+from contract.ledger import Ledger
+from contract.records import Claim, Heartbeat
 from contract.settings import Settings
 
 REQUEST = JobRequest(img_path="/in/a.png", destination_path="/out", job_id="a")

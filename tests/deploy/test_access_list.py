@@ -18,9 +18,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from contract.broker import make_app
+from contract.connection import connect
 from contract.errors import ErrorCode
 from contract.jobs import ErrorInfo, JobResult
-from contract.ledger import Claim, Ledger, connect
+from contract.ledger import Ledger
+from contract.records import Claim
 from contract.settings import Settings
 from local.redis_server import free_port
 from producer.client import Client

@@ -21,9 +21,10 @@ from typing import Any
 import pytest
 
 from contract.broker import make_app, wake_worker
+from contract.connection import connect
 from contract.errors import BrokerUnavailableError
 from contract.jobs import JobRequest, Priority
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger
 from contract.settings import Settings
 
 #: Also this machine, and not a name in the certificate.

@@ -28,8 +28,6 @@ SIZES_PX = {"small": (300, 726), "large": (1210, 2925)}
 
 SHORT_SOAK_JOBS = 60
 
-_MEASURED = pytest.StashKey[list[tuple[str, str]]]()
-
 
 def _sibling(name: str) -> ModuleType:
     """A module of this folder, which is no package."""
@@ -51,20 +49,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-jobs", type=int, default=SHORT_SOAK_JOBS, help="how many jobs the soak submits")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Make room for what the tests measure."""
-    config.stash[_MEASURED] = []
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Print what the tests have measured."""
-    if measured := config.stash.get(_MEASURED, []):
-        terminalreporter.section("faults: measured")
-        width = max(len(name) for name, _ in measured)
-        for name, value in measured:
-            terminalreporter.line(f"{name:<{width}}  {value}")
-
-
 @pytest.fixture(scope="session")
 def soak_jobs(pytestconfig: pytest.Config) -> int:
     """How many jobs the soak submits."""
@@ -73,13 +57,12 @@ def soak_jobs(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture(scope="session")
-def _shared_site(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Any]:
+def _shared_site(tmp_path_factory: pytest.TempPathFactory, measured: Callable[[str, str], None]) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("faults")
     pictures = {}
     for name, size_px in SIZES_PX.items():
         pictures[name] = folder / f"{name}.png"
         assert cv2.imwrite(str(pictures[name]), draw_phantom(draw_truth(7, "C3", size_px=size_px)))
-    measured = pytestconfig.stash.setdefault(_MEASURED, [])
     with ExitStack() as stack:
         server = stack.enter_context(EmbeddedRedis(folder / "redis"))
         settings = Settings(
@@ -94,9 +77,7 @@ def _shared_site(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
             nodes.append(harness.Node(name, line, settings, folder / f"{name}.log"))
         submitted = folder / f"submitted-{harness.CANARY}"
         submitted.mkdir()
-        site = harness.Site(
-            server, settings, nodes, submitted, pictures, note=lambda name, value: measured.append((name, value))
-        )
+        site = harness.Site(server, settings, nodes, submitted, pictures, note=measured)
         stack.callback(site.close)
         yield site
         site.note(

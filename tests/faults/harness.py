@@ -24,7 +24,8 @@ from PIL import Image
 
 from contract.errors import BrokerUnavailableError
 from contract.jobs import JobResult, JobState
-from contract.ledger import JobStatus, Ledger
+from contract.ledger import Ledger
+from contract.records import JobStatus
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import EmbeddedRedis
 from producer.client import Client

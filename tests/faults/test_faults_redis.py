@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from contract.connection import connect
 from contract.errors import BrokerUnavailableError
 from contract.jobs import JobState
-from contract.ledger import Claim, Ledger, connect
+from contract.ledger import Ledger
+from contract.records import Claim
 
 Until = Callable[..., Any]
 

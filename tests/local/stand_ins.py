@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from contract.jobs import JobResult
-    from contract.ledger import Claim
+    from contract.records import Claim
     from local.progress import Progress
     from local.stack import Node
 
@@ -45,8 +45,10 @@ def work(name: str, behaviour: str) -> None:
     subprocess.Popen([sys.executable, "-I", "-S", *DIE_WITH_PARENT, str(os.getpid()), "sleep", "1000"])
     if behaviour == "mute":
         time.sleep(1000)
+    from contract.connection import connect, translated_errors
     from contract.errors import BrokerUnavailableError
-    from contract.ledger import Claim, Ledger, connect, translated_errors
+    from contract.ledger import Ledger
+    from contract.records import Claim
     from contract.settings import Settings, load_settings
 
     settings = load_settings(Settings)
@@ -97,8 +99,9 @@ def answer(claim: Claim, name: str, *, fails: bool) -> JobResult:
 
 
 def submit(image: str, destination: str) -> None:
+    from contract.connection import connect
     from contract.jobs import JobRequest
-    from contract.ledger import Ledger, connect
+    from contract.ledger import Ledger
     from contract.settings import Settings, load_settings
 
     print("environment:", *sorted(name for name in os.environ if name.startswith("OSTEOPAN_")), file=sys.stderr)

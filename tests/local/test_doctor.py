@@ -7,8 +7,9 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from contract.connection import connect
 from contract.jobs import JobRequest
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger
 from contract.settings import Settings
 from local.doctor import (
     Verdict,

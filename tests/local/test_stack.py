@@ -10,8 +10,9 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
+from contract.connection import connect
 from contract.errors import BrokerUnavailableError
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger
 from contract.names import Keys
 from contract.settings import Settings
 from local.errors import StartError

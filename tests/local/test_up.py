@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from contract.connection import connect
 from contract.jobs import JobRequest
-from contract.ledger import Ledger, connect
+from contract.ledger import Ledger
 from contract.settings import Settings
 from local.errors import StartError
 from local.up import Backoff, explicit_url, only_one_here

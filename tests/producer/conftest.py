@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from contract.connection import connect
 from contract.errors import BrokerUnavailableError, ErrorCode
 from contract.jobs import ErrorInfo, JobResult
-from contract.ledger import Claim, Ledger, connect
+from contract.ledger import Ledger
+from contract.records import Claim
 from contract.settings import Settings
 from producer.cli import main
 from producer.client import Client

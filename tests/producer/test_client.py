@@ -26,7 +26,8 @@ from contract.errors import (
     UnknownJobError,
 )
 from contract.jobs import JobRequest, JobResult, JobState
-from contract.ledger import Claim, Heartbeat, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim, Heartbeat
 from contract.settings import Settings
 from producer.client import Client
 from producer.waiting import Ended, Wait

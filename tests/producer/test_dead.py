@@ -11,7 +11,8 @@ import pytest
 
 from contract.errors import InvalidRequestError, JobConflictError, TooManyOpenJobsError, UnknownJobError
 from contract.jobs import JobRequest, JobState
-from contract.ledger import Claim, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim
 from contract.settings import Settings
 from producer.client import Client
 from producer.dead import retry_id

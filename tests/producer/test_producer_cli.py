@@ -20,7 +20,8 @@ import pytest
 
 from contract.errors import BrokerUnavailableError
 from contract.jobs import RESEARCH_USE, JobResult, JobState
-from contract.ledger import Claim, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim
 from producer.batch import Batch
 from producer.client import Client
 from producer.exit_codes import ExitCode

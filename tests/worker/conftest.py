@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import pytest
 
-from contract.ledger import Ledger, connect
+from contract.connection import connect
+from contract.ledger import Ledger
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import EmbeddedRedis
 from producer.client import Client

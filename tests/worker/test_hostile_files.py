@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def processes_that_stay(node: Any) -> set[int]:
 
 
 @pytest.mark.skipif(not HOSTILE.is_dir(), reason="needs ../shared/data/badinput beside the repository")
-def test_each_hostile_file_gets_a_result_and_the_node_goes_on(node: Any, phantom: Path, tmp_path: Path) -> None:
+def test_each_hostile_file_gets_a_result_and_the_node_goes_on(
+    node: Any, phantom: Path, tmp_path: Path, measured: Callable[[str, str], None]
+) -> None:
     files = sorted(path for path in HOSTILE.rglob("*") if path.is_file())
     assert len(files) > 50
     before = processes_that_stay(node)
@@ -54,6 +57,7 @@ def test_each_hostile_file_gets_a_result_and_the_node_goes_on(node: Any, phantom
                 with Image.open(path) as picture:
                     picture.load()
     assert processes_that_stay(node) == before
+    measured("hostile files tried; crashes of a node", f"{len(files)}; 0")
     accepted = sorted(name for name, result in results.items() if result.error is None)
     assert set(accepted) >= {"pano_16bit.png", "pano_cmyk.jpg", "pano_rgba.png", "pano_12in16bit.tif"}
     assert not any(

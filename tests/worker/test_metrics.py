@@ -25,7 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from contract.broker import make_app, wake_worker
 from contract.errors import ErrorCode, SettingsError
 from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState, ModelInfo, Priority
-from contract.ledger import Claim, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim
 from contract.settings import Settings
 from worker.metrics import Device, EngineMetrics
 from worker.metrics_endpoint import MetricsEndpoint

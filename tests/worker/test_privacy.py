@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -121,7 +121,7 @@ def submit_all(settings: Settings, phantom: Path, folder: Path) -> list[Any]:
 
 
 def test_names_are_in_requests_and_results_alone(
-    start_node: Any, own_redis: Settings, phantom: Path, tmp_path: Path
+    start_node: Any, own_redis: Settings, phantom: Path, tmp_path: Path, measured: Callable[[str, str], None]
 ) -> None:
     names = (CANARY, *OTHER_NAMES)
     with start_node(own_redis, tmp_path, "private", OSTEOPAN_LOG_LEVEL="DEBUG") as node, EventTap(own_redis) as events:
@@ -145,6 +145,10 @@ def test_names_are_in_requests_and_results_alone(
         "keys": "\n".join(dump),
     }
     assert {place for place, text in leaks.items() if any(name in text for name in names)} == set()
+
+    planted = sum(content.count(name) for content in dump.values() for name in names)
+    searched = sum(text.count("\n") + 1 for text in leaks.values())
+    measured("invented names in requests and results; found elsewhere", f"{planted}; 0 in {searched} lines")
 
     for result in results:
         for path in filter(None, (result.saliency_img_path, result.overlay_img_path)):

@@ -11,7 +11,8 @@ import pytest
 
 from contract.broker import make_app, wake_worker
 from contract.jobs import JobRequest, JobState, Priority
-from contract.ledger import Claim, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim
 from contract.settings import Settings
 from worker.reconciler import GRACE_MS, Reconciler
 

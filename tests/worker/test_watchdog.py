@@ -12,7 +12,8 @@ import pytest
 
 from contract.broker import make_app, wake_worker
 from contract.jobs import JobRequest, Priority
-from contract.ledger import Claim, Ledger
+from contract.ledger import Ledger
+from contract.records import Claim
 from contract.settings import Settings
 from worker.acknowledgement import ForgetfulQoS
 from worker.watchdog import Watchdog
@@ -53,7 +54,8 @@ def test_a_deaf_node_is_ended(ledger: Ledger, settings: Settings) -> None:
     ledger.client.set(ledger.keys.ready("here"), "model")
     announce(ledger, settings, "a")
     program = (
-        "import time; from contract.ledger import Ledger, connect; from contract.settings import Settings;"
+        "import time; from contract.connection import connect; from contract.ledger import Ledger;"
+        "from contract.settings import Settings;"
         "from worker.watchdog import Watchdog; settings = Settings();"
         "Watchdog(Ledger(connect(settings), settings), node='here', patience_looks=2).start(); time.sleep(30)"
     )
