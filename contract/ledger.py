@@ -31,7 +31,7 @@ from contract.errors import (
     UnknownJobError,
 )
 from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState
-from contract.names import STREAM_JOB_ID, Keys
+from contract.names import QUEUE_ROUTINE, QUEUE_URGENT, STREAM_JOB_ID, TASK_PROCESS, Keys
 from contract.records import Claim, Heartbeat, JobStatus, Submission, status_of, utc
 from contract.settings import Settings
 
@@ -51,7 +51,7 @@ class Ledger:
         scripts = files("contract") / "lua"
         self._scripts = {
             name: client.register_script((scripts / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in ("submit", "claim", "heartbeat", "note", "finish", "release", "cancel", "bury")
+            for name in ("submit", "claim", "take", "heartbeat", "note", "finish", "release", "cancel", "bury")
         }
 
     def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
@@ -116,7 +116,39 @@ class Ledger:
             return None
         if outcome not in ("claimed", "exhausted"):
             return JobState(outcome)
-        token, attempts, document, submitted_ms, now_ms, left_behind = details
+        return self._claim(job_id, *details, exhausted=outcome == "exhausted")
+
+    def take(self, worker: str, *, count: int) -> list[Claim]:
+        """Claim what waits at the head of the queues, urgent jobs first, and remove the messages that announce it.
+
+        Left out are jobs that were tried before, or that somebody wants ended: they come one at a time. If the answer
+        is lost, their leases run out, and they are announced again.
+
+        Args:
+            worker: Name of the node.
+            count: At most so many.
+        """
+        keys = self.keys
+        found = self._run(
+            "take",
+            [keys.celery + QUEUE_URGENT, keys.celery + QUEUE_ROUTINE, keys.queued, keys.running],
+            [keys.job(""), TASK_PROCESS, worker, self._lease_ms, count, secrets.token_hex(8)],
+        )
+        claims = [self._claim(*details) for details in found]
+        return [claim for claim in claims if isinstance(claim, Claim)]
+
+    def _claim(
+        self,
+        job_id: str,
+        token: str,
+        attempts: str,
+        document: str,
+        submitted_ms: str,
+        now_ms: str,
+        left_behind: str = "",
+        *,
+        exhausted: bool = False,
+    ) -> Claim | JobState:
         try:
             request = JobRequest.parse(document)
         except InvalidRequestError as error:
@@ -128,7 +160,7 @@ class Ledger:
             request,
             utc(submitted_ms),
             waited_ms=float(now_ms) - float(submitted_ms),
-            exhausted=outcome == "exhausted",
+            exhausted=exhausted,
             left_behind=left_behind,
         )
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import billiard
 import structlog
 from celery import signals
 
@@ -22,6 +23,7 @@ from contract.ledger import Ledger
 from contract.names import TASK_PROCESS
 from contract.settings import load_settings
 from worker.acknowledgement import repair_acknowledgement
+from worker.events import TaskEvents
 from worker.logs import configure_logs
 from worker.settings import WorkerSettings
 
@@ -35,6 +37,9 @@ logger = structlog.stdlib.get_logger(__name__)
 READY_TTL_S = 15
 READY_PAUSE_S = 5
 
+#: From the parent to its child: end what is in hand, and take nothing along any more.
+TAKE_NO_MORE = signal.SIGUSR2
+
 settings = load_settings(WorkerSettings)
 app = make_app(settings, include=("worker.app",))
 repair_acknowledgement()
@@ -46,6 +51,7 @@ class Child:
     def __init__(self) -> None:
         # PyTorch is imported here and not above: the parent has no use for it.
         from worker.job import JobProcessor
+        from worker.line import Line
         from worker.screening import Screener
 
         self._ledger = Ledger(connect(settings), settings)
@@ -53,7 +59,12 @@ class Child:
         self._screener.__enter__()
         self._screener.warm_up()
         self._metrics = _engine_metrics(self._screener.manifests)
-        self.processor = JobProcessor(self._ledger, self._screener, node=settings.node, observer=self._metrics)
+        self._events = TaskEvents(app, node=settings.node)
+        self._events.start()
+        jobs = JobProcessor(
+            self._ledger, self._screener, node=settings.node, observer=self._metrics, events=self._events
+        )
+        self.line = Line(jobs, self._screener, batch_size=settings.effective_batch_size)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._say_ready, name="ready", daemon=True)
         self._thread.start()
@@ -65,6 +76,8 @@ class Child:
         self._thread.join()
         if self._metrics is not None:
             self._metrics.stop()
+        self.line.close()
+        self._events.close()
         self._screener.__exit__(None, None, None)
 
     def _say_ready(self) -> None:
@@ -102,7 +115,7 @@ def process(job_id: str) -> None:
     """Process the job of this id, if it is still to be had."""
     if child is None:
         raise RuntimeError("no engine in this process: the task runs in a node's child only")
-    child.processor.process(job_id)
+    child.line.process(job_id)
 
 
 @signals.setup_logging.connect
@@ -128,6 +141,12 @@ def _start(**_: Any) -> None:
         logger.critical("node_cannot_start", node=settings.node, reason=message)
         os.kill(os.getppid(), signal.SIGKILL)
         os._exit(1)
+    signal.signal(TAKE_NO_MORE, _stop_taking)
+
+
+def _stop_taking(*_: object) -> None:
+    if child is not None:
+        child.line.take_no_more()
 
 
 @signals.worker_ready.connect
@@ -139,6 +158,12 @@ def _look_after(**_: Any) -> None:
     ledger = Ledger(connect(settings), settings)
     Reconciler(ledger, app).start()
     Watchdog(ledger, node=settings.node).start()
+
+
+@signals.worker_shutting_down.connect
+def _take_no_more(**_: Any) -> None:
+    for process in billiard.active_children():
+        os.kill(process.pid, TAKE_NO_MORE)
 
 
 @signals.worker_process_shutdown.connect

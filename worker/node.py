@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from celery import platforms
@@ -19,9 +20,11 @@ def main() -> None:
     platforms.set_pdeathsig("SIGKILL")
     if os.environ.get(LAUNCHER_PID, str(os.getppid())) != str(os.getppid()):
         sys.exit("the launcher ended before its node began")
-    from worker.app import app, settings
+    from worker.app import TAKE_NO_MORE, app, settings
     from worker.logs import configure_logs
 
+    # The child inherits this, so that it is not killed by what it cannot answer yet.
+    signal.signal(TAKE_NO_MORE, signal.SIG_IGN)
     # Celery does this as well, but warns of some things before.
     configure_logs(settings)
     app.worker_main(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from contract.errors import ErrorCode, JobError, SettingsError
 from panoramic import rolling_ball
@@ -30,10 +32,10 @@ from panoramic.model_file import load_model
 from panoramic.overlay import Caption, overlay_png, saliency_png, scale_map
 from panoramic.preprocess import remove_background, to_tensor
 from panoramic.radiograph import Limits
-from panoramic.runtime import Classification, Classifier
-from worker.paths import open_destination, read_input
+from panoramic.runtime import Classification, Classifier, Runtime
+from worker.paths import Destination, open_destination, read_input
 from worker.pictures import remove_noted, write_pictures
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, usable_cores
 
 #: What a job goes through, in this order; also the keys of `timings_ms`.
 STAGES = ("read", "background", "network", "pictures")
@@ -69,10 +71,45 @@ class Screening:
     timings_ms: dict[str, float]
 
 
-class Screener:
-    """The models of a node, loaded once, and the process that decodes pictures for it.
+@dataclass(eq=False)
+class Prepared:
+    """A radiograph on its way through the engine: read, and ready for the network.
 
-    A context manager: the decoder lives from `__enter__` to `__exit__`. For one thread at a time.
+    Attributes:
+        runtime: The model that is to answer.
+        stem: File name of the radiograph without its ending.
+        pixels: (H, W) grey levels as read.
+        tensor: (3, h, w), the network's input.
+        destination: The open folder for the pictures.
+        warnings: Codes about the picture.
+        timings_ms: Milliseconds by stage, so far.
+    """
+
+    runtime: Runtime
+    stem: str
+    pixels: NDArray[np.uint8]
+    tensor: NDArray[np.float32]
+    destination: Destination
+    warnings: tuple[str, ...]
+    timings_ms: dict[str, float]
+    _opened: ExitStack
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._opened.close()
+
+
+class Screener:
+    """The models of a node, loaded once, and the processes that decode pictures for it.
+
+    A context manager: the decoders live from `__enter__` to `__exit__`. Pictures may be prepared, and others delivered,
+    by `hands` threads each while another thread classifies.
+
+    Args:
+        settings: The node's.
+
+    Attributes:
+        hands: So many threads may prepare pictures at a time, and as many deliver them.
 
     Raises:
         SettingsError: A model file cannot be used, or the device is not there.
@@ -80,29 +117,31 @@ class Screener:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self.hands = settings.hands or max(1, usable_cores() // 4)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         paths = settings.model or (ensure_demonstration_model(settings.state_dir / "models"),)
-        self._classifiers: dict[str, Classifier] = {}
+        self._runtimes: dict[str, Runtime] = {}
         for path in paths:
             try:
                 model = load_model(path, view=settings.view)
-                classifier = Classifier(model, device=settings.device)
+                runtime = Classifier(model, device=settings.device)
             except (PanoramicError, RuntimeError) as error:
                 raise SettingsError(f"model {path}: {error}") from error
             name = model.manifest.name
-            if name in self._classifiers:
+            if name in self._runtimes:
                 raise SettingsError(f"two of the models are named {name}; a name must be unique on a node")
-            self._classifiers[name] = classifier
+            self._runtimes[name] = runtime
         self._limits = Limits()
         self._stack = ExitStack()
+        self._decoders: SimpleQueue[DecoderProcess] = SimpleQueue()
 
     def __enter__(self) -> Self:
-        self._decoder = self._stack.enter_context(
-            DecoderProcess(
+        for _ in range(self.hands):
+            decoder = DecoderProcess(
                 timeout_s=self._settings.read_timeout_s, memory_bytes=self._settings.decoder_memory_mib * 2**20
             )
-        )
+            self._decoders.put(self._stack.enter_context(decoder))
         return self
 
     def __exit__(
@@ -113,91 +152,150 @@ class Screener:
     @property
     def model_names(self) -> tuple[str, ...]:
         """Names of the loaded models; the first is the default."""
-        return tuple(self._classifiers)
+        return tuple(self._runtimes)
 
     @property
     def manifests(self) -> tuple[Manifest, ...]:
         """What the model files say of the loaded models, in the same order."""
-        return tuple(classifier.model.manifest for classifier in self._classifiers.values())
+        return tuple(runtime.model.manifest for runtime in self._runtimes.values())
 
     def warm_up(self) -> None:
         """Run every stage once, so that no job pays for compilation, and a device that fails is noticed now."""
         rolling_ball.warm_up()
-        for classifier in self._classifiers.values():
-            classifier.warm_up()
-        manifest = next(iter(self._classifiers.values())).model.manifest
+        for runtime in self._runtimes.values():
+            runtime.warm_up()
+        manifest = next(iter(self._runtimes.values())).model.manifest
         blank = np.zeros((64, 160), np.uint8)
         label = manifest.classes[manifest.finding_index].label
         caption = Caption(label, label, probability=0, threshold=0, model=manifest.name, layer="")
         overlay_png(blank, blank, colormap=self._settings.colormap, caption=caption)
 
-    def screen(
-        self,
-        img_path: str,
-        destination_path: str,
-        *,
-        model: str | None = None,
-        on_stage: OnStage = lambda _: None,
-        on_pictures: OnPictures = lambda _: None,
-    ) -> Screening:
+    def screen(self, img_path: str, destination_path: str, *, model: str | None = None) -> Screening:
         """Classify one radiograph, explain the answer and write the pictures.
 
         Args:
             img_path: Absolute path of the radiograph.
             destination_path: Absolute path of the folder for the pictures.
             model: Name of a loaded model; None for the first.
-            on_stage: Called at the beginning of each of `STAGES`.
-            on_pictures: Called before the pictures get their names.
 
         Raises:
             JobError: The radiograph, the folder or the model cannot be used; no picture is left behind.
         """
+        prepared = self.prepare(img_path, destination_path, model=model)
+        (outcome,) = self.classify([prepared])
+        if isinstance(outcome, JobError):
+            raise outcome
+        return self.deliver(prepared, outcome)
+
+    def prepare(
+        self,
+        img_path: str,
+        destination_path: str,
+        *,
+        model: str | None = None,
+        on_stage: OnStage = lambda _: None,
+    ) -> Prepared:
+        """Read a radiograph and make it the network's input: the stages `read` and `background`.
+
+        Args:
+            img_path: Absolute path of the radiograph.
+            destination_path: Absolute path of the folder for the pictures, which is made and kept open.
+            model: Name of a loaded model; None for the first.
+            on_stage: Called at the beginning of each stage.
+
+        Raises:
+            JobError: The radiograph, the folder or the model cannot be used.
+        """
         timings_ms: dict[str, float] = {}
-
-        @contextmanager
-        def stage(name: str) -> Iterator[None]:
-            on_stage(name)
-            start = time.perf_counter()
-            yield
-            timings_ms[name] = round((time.perf_counter() - start) * 1000, 3)
-
-        classifier = self._classifier(model)
-        manifest = classifier.model.manifest
+        runtime = self._runtime(model)
+        manifest = runtime.model.manifest
         settings = self._settings
         with _coded_errors(), ExitStack() as opened:
-            with stage("read"):
+            with _timed("read", timings_ms, on_stage):
                 data = read_input(img_path, roots=settings.input_roots, max_bytes=self._limits.max_file_bytes)
-                radiograph = self._decoder.read(data, view=manifest.view)
+                with self._decoder() as decoder:
+                    radiograph = decoder.read(data, view=manifest.view)
                 # After the picture, so that a wrong path leaves no empty folder; before the work, not to waste it.
                 destination = opened.enter_context(open_destination(destination_path, roots=settings.output_roots))
-            with stage("background"):
-                background_removed = remove_background(radiograph.pixels)
-            with stage("network"):
-                tensor = to_tensor(background_removed, input_size=manifest.input_size)
-                classification = classifier.classify(tensor[None])[0]
-            with stage("pictures"):
-                strength = scale_map(classification.cam, radiograph.pixels.shape)
+            with _timed("background", timings_ms, on_stage):
+                tensor = to_tensor(remove_background(radiograph.pixels), input_size=manifest.input_size)
+            return Prepared(
+                runtime,
+                Path(img_path).stem,
+                radiograph.pixels,
+                tensor,
+                destination,
+                radiograph.warnings,
+                timings_ms,
+                opened.pop_all(),
+            )
+
+    def classify(self, batch: Sequence[Prepared]) -> list[Classification | JobError]:
+        """Run the network once for all of a batch: the stage `network`.
+
+        What cannot be answered together is answered one by one, so that each fails by itself.
+
+        Args:
+            batch: At least one, all for the same model. Those that fail are closed.
+        """
+        start = time.perf_counter()
+        outcomes: list[Classification | JobError]
+        try:
+            with _coded_errors():
+                outcomes = list(batch[0].runtime.classify(np.stack([prepared.tensor for prepared in batch])))
+        except JobError as error:
+            if len(batch) > 1:
+                return [outcome for prepared in batch for outcome in self.classify([prepared])]
+            batch[0].close()
+            outcomes = [error]
+        for prepared in batch:
+            prepared.timings_ms["network"] = round((time.perf_counter() - start) * 1000, 3)
+        return outcomes
+
+    def deliver(
+        self,
+        prepared: Prepared,
+        classification: Classification,
+        *,
+        on_stage: OnStage = lambda _: None,
+        on_pictures: OnPictures = lambda _: None,
+    ) -> Screening:
+        """Write the pictures: the stage `pictures`.
+
+        Args:
+            prepared: The radiograph, which is closed.
+            classification: What the network said of it.
+            on_stage: Called at the beginning.
+            on_pictures: Called before the pictures get their names.
+
+        Raises:
+            JobError: The folder cannot be written to; no picture is left behind.
+        """
+        manifest = prepared.runtime.model.manifest
+        colormap = self._settings.colormap
+        try:
+            with _coded_errors(), _timed("pictures", prepared.timings_ms, on_stage):
+                strength = scale_map(classification.cam, prepared.pixels.shape)
                 saliency_path, overlay_path = write_pictures(
-                    destination,
-                    Path(img_path).stem,
-                    saliency=saliency_png(strength, settings.colormap),
+                    prepared.destination,
+                    prepared.stem,
+                    saliency=saliency_png(strength, colormap),
                     overlay=overlay_png(
-                        radiograph.pixels,
-                        strength,
-                        colormap=settings.colormap,
-                        caption=_caption(manifest, classification),
+                        prepared.pixels, strength, colormap=colormap, caption=_caption(manifest, classification)
                     ),
                     now=datetime.now().astimezone(),
                     on_names=on_pictures,
                 )
+        finally:
+            prepared.close()
         empty = () if strength.any() else (EXPLANATION_EMPTY,)
         return Screening(
             classification,
             manifest,
             saliency_path,
             overlay_path,
-            warnings=(*manifest.notices, *radiograph.warnings, *empty),
-            timings_ms=timings_ms,
+            warnings=(*manifest.notices, *prepared.warnings, *empty),
+            timings_ms=prepared.timings_ms,
         )
 
     def take_back(self, destination_path: str, note: str) -> bool:
@@ -209,15 +307,31 @@ class Screener:
             return False
         return True
 
-    def _classifier(self, name: str | None) -> Classifier:
+    @contextmanager
+    def _decoder(self) -> Iterator[DecoderProcess]:
+        decoder = self._decoders.get()
+        try:
+            yield decoder
+        finally:
+            self._decoders.put(decoder)
+
+    def _runtime(self, name: str | None) -> Runtime:
         if name is None:
-            return next(iter(self._classifiers.values()))
-        if name not in self._classifiers:
+            return next(iter(self._runtimes.values()))
+        if name not in self._runtimes:
             raise JobError(
                 ErrorCode.MODEL_UNAVAILABLE,
-                f"model {name} is not loaded here; available: {', '.join(self._classifiers)}",
+                f"model {name} is not loaded here; available: {', '.join(self._runtimes)}",
             )
-        return self._classifiers[name]
+        return self._runtimes[name]
+
+
+@contextmanager
+def _timed(stage: str, timings_ms: dict[str, float], on_stage: OnStage) -> Iterator[None]:
+    on_stage(stage)
+    start = time.perf_counter()
+    yield
+    timings_ms[stage] = round((time.perf_counter() - start) * 1000, 3)
 
 
 @contextmanager

@@ -32,6 +32,10 @@ class WorkerSettings(Settings):
         read_timeout_s: How long decoding one file may take, in seconds.
         decoder_memory_mib: Address space that decoding one file may take, in MiB.
         threads: CPU threads of the network; 0 leaves it to PyTorch.
+        hands: Threads that read and prepare pictures, and as many that draw and write them, while the network runs; 0
+            takes a quarter of the cores, at least one.
+        batch_size: With several jobs waiting, so many go through the network together; 0 takes 1 on a CPU, where more
+            gain nothing, and 16 on a GPU.
         log_format: `console` for people, `json` for machines.
         log_level: Least severity that is logged.
         metrics_port: TCP port of this node's own at which it answers Prometheus and health checks; left out, at none.
@@ -48,10 +52,17 @@ class WorkerSettings(Settings):
     read_timeout_s: float = Field(default=20.0, gt=0)
     decoder_memory_mib: int = Field(default=4096, ge=512)
     threads: int = Field(default=0, ge=0)
+    hands: int = Field(default=0, ge=0, le=256)
+    batch_size: int = Field(default=0, ge=0, le=256)
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     metrics_address: str = "127.0.0.1"
+
+    @property
+    def effective_batch_size(self) -> int:
+        """`batch_size`, with 0 resolved for the device."""
+        return self.batch_size or (1 if self.device == "cpu" else 16)
 
     @field_validator("model", "input_roots", "output_roots", mode="before")
     @classmethod
@@ -64,3 +75,8 @@ class WorkerSettings(Settings):
         if not roots or not all(root.is_absolute() for root in roots):
             raise ValueError("give one or more absolute paths")
         return tuple(root.resolve() for root in roots)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

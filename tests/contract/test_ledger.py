@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from contract.broker import make_app, wake_worker
 from contract.connection import connect
 from contract.errors import (
     BrokerUnavailableError,
@@ -20,8 +21,9 @@ from contract.errors import (
     TooManyOpenJobsError,
     UnknownJobError,
 )
-from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState
+from contract.jobs import ErrorInfo, JobRequest, JobResult, JobState, Priority
 from contract.ledger import Ledger
+from contract.names import QUEUE_ROUTINE, QUEUE_URGENT
 from contract.records import Claim, Heartbeat
 from contract.settings import Settings
 
@@ -536,3 +538,76 @@ def test_a_request_of_a_later_version_ends_its_job(ledger: Ledger) -> None:
     assert "upgrade the workers" in result.error.message
     assert "Jane" not in result.error.message
     assert ledger.status("a").state is JobState.FAILED
+
+
+def announce(ledger: Ledger, settings: Settings, *job_ids: str, priority: Priority = Priority.ROUTINE) -> None:
+    """Enter jobs and put their messages into the queue, as a producer does."""
+    app = make_app(settings)
+    for job_id in job_ids:
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id, "priority": priority}))
+        wake_worker(app, job_id, priority)
+
+
+def waiting(ledger: Ledger) -> int:
+    return sum(int(ledger.client.llen(ledger.keys.celery + queue)) for queue in (QUEUE_URGENT, QUEUE_ROUTINE))
+
+
+def test_what_waits_is_taken_along_with_its_messages_in_order(ledger: Ledger, settings: Settings) -> None:
+    announce(ledger, settings, "a", "b", "c", "d")
+    announce(ledger, settings, "u", priority=Priority.URGENT)
+    claims = ledger.take("w1", count=3)
+    assert [claim.job_id for claim in claims] == ["u", "a", "b"]
+    assert {claim.attempts for claim in claims} == {1}
+    assert waiting(ledger) == 2
+    assert ledger.status("b").state is JobState.RUNNING
+    assert ledger.status("b").worker == "w1"
+    assert ledger.heartbeat(claims[1]) is Heartbeat.OK
+    ledger.finish(claims[1], answer("a"))
+    assert ledger.status("a").state is JobState.DONE
+    assert [claim.job_id for claim in ledger.take("w2", count=9)] == ["c", "d"]
+    assert ledger.take("w2", count=9) == []
+    assert waiting(ledger) == 0
+
+
+def test_two_nodes_never_take_the_same_job_along(ledger: Ledger, settings: Settings) -> None:
+    announce(ledger, settings, *(f"job-{number}" for number in range(40)))
+    with ThreadPoolExecutor(4) as nodes:
+        taken = list(nodes.map(lambda name: ledger.take(name, count=15), ["a", "b", "c", "d"]))
+    ids = [claim.job_id for claims in taken for claim in claims]
+    assert sorted(ids) == sorted(f"job-{number}" for number in range(40))
+
+
+def test_a_message_whose_job_is_no_longer_queued_is_removed(ledger: Ledger, settings: Settings) -> None:
+    announce(ledger, settings, "a", "b")
+    claimed(ledger, "a")
+    assert [claim.job_id for claim in ledger.take("w1", count=9)] == ["b"]
+    assert waiting(ledger) == 0
+
+
+def test_jobs_that_were_tried_before_or_are_to_be_cancelled_come_alone(ledger: Ledger, settings: Settings) -> None:
+    announce(ledger, settings, "a", "b")
+    ledger.release(claimed(ledger, "a"), counted=True)
+    assert ledger.take("w1", count=9) == []
+    assert waiting(ledger) == 2
+    ledger.finish(claimed(ledger, "a"), answer("a"))
+    ledger.cancel("b")
+    assert ledger.take("w1", count=9) == []
+    assert ledger.status("b").state is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"not JSON",
+        b"[]",
+        b'{"headers": 1}',
+        b'{"headers": {"id": 3, "task": "osteopan.process"}}',
+        b'{"headers": {"id": "a", "task": "strange"}}',
+    ],
+)
+def test_what_is_no_message_of_ours_is_left_in_the_queue(ledger: Ledger, settings: Settings, message: bytes) -> None:
+    ledger.client.rpush(ledger.keys.celery + QUEUE_ROUTINE, message)
+    announce(ledger, settings, "a")
+    assert ledger.take("w1", count=9) == []
+    assert waiting(ledger) == 2
+    assert ledger.status("a").state is JobState.QUEUED
