@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from panoramic.manifest import RESEARCH_USE
+from panoramic.png import encode_indexed, encode_rgb
 
 #: Opacity of the map where it is strongest; below, the radiograph shows through in proportion.
 MAX_OPACITY = 0.6
@@ -19,9 +19,6 @@ MAX_OPACITY = 0.6
 #: Height of the strip under the radiograph, as a share of the picture's width, and at least in pixels.
 CAPTION_SHARE = 0.065
 CAPTION_MIN_PX = 72
-
-#: How the overlay is compressed: higher levels cost several times the time for a tenth of the size.
-PNG_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_FILTERED)
 
 
 class Colormap(StrEnum):
@@ -106,11 +103,7 @@ def saliency_png(strength: NDArray[np.uint8], colormap: Colormap) -> bytes:
         strength: uint8 (H, W), from `scale_map`.
         colormap: Which colours.
     """
-    picture = Image.fromarray(strength)
-    picture.putpalette(lookup_table(colormap).tobytes())
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return encode_indexed(strength, lookup_table(colormap))
 
 
 def overlay_png(
@@ -129,15 +122,17 @@ def overlay_png(
     """
     height, width = pixels.shape
     strip_px = max(CAPTION_MIN_PX, round(width * CAPTION_SHARE))
-    canvas = np.zeros((height + strip_px, width, 3), np.uint8)
-    canvas[:height] = _blend(pixels, strength, lookup_table(colormap))
+    canvas = np.empty((height + strip_px, width, 3), np.uint8)
+    _blend(pixels, strength, lookup_table(colormap), out=canvas[:height])
     strip = Image.new("RGB", (width, strip_px))
     _draw_strip(strip, caption, lookup_table(colormap))
     canvas[height:] = np.asarray(strip)
-    return cv2.imencode(".png", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), PNG_OPTIONS)[1].tobytes()
+    return encode_rgb(canvas)
 
 
-def _blend(pixels: NDArray[np.uint8], strength: NDArray[np.uint8], colours: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _blend(
+    pixels: NDArray[np.uint8], strength: NDArray[np.uint8], colours: NDArray[np.uint8], *, out: NDArray[np.uint8]
+) -> None:
     # Every pair (strength, grey) has one colour, so 65,536 of them are mixed once, and the picture only looks them up.
     opacity = (np.arange(256, dtype=np.float32) / 255 * MAX_OPACITY)[:, None, None]
     grey = np.arange(256, dtype=np.float32)[None, :, None]
@@ -145,7 +140,8 @@ def _blend(pixels: NDArray[np.uint8], strength: NDArray[np.uint8], colours: NDAr
     table = np.rint(mixed).astype(np.uint8).reshape(-1, 3)
     index = strength.astype(np.uint16) << 8
     index |= pixels
-    return np.take(table, index, axis=0)
+    # All indices exist; told to clip, NumPy need not look first, and writes in place.
+    np.take(table, index, axis=0, out=out, mode="clip")
 
 
 def _draw_strip(strip: Image.Image, caption: Caption, colours: NDArray[np.uint8]) -> None:

@@ -3,7 +3,9 @@
 import io
 import logging
 import os
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import cv2
@@ -14,6 +16,7 @@ from PIL import Image
 
 from panoramic.errors import ImageError, ImageTooLargeError, ImageUnreadableError, NotARadiographError
 from panoramic.image import ImageWarning, Limits, Radiograph, View, load_radiograph, read_radiograph
+from panoramic.picture import decode_picture
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "radiographs"
 
@@ -365,3 +368,23 @@ def test_a_radiograph_cannot_be_changed_into_another() -> None:
 def test_every_refusal_is_an_image_error() -> None:
     for kind in (ImageUnreadableError, ImageTooLargeError, NotARadiographError):
         assert issubclass(kind, ImageError)
+
+
+def grey_png(grey: np.ndarray, *, bits: int) -> bytes:
+    """A PNG file without filters, put together by hand from its specification."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], bits, 0, 0, 0, 0)
+    samples = np.unpackbits(grey[:, :, None], axis=2)[:, :, -bits:].reshape(grey.shape[0], -1)
+    raw = b"".join(b"\0" + np.packbits(line).tobytes() for line in samples)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_a_grey_png_of_any_depth_is_read_as_opencv_reads_it(bits: int) -> None:
+    content = grey_png(np.random.default_rng(bits).integers(0, 2**bits, (40, 100), np.uint8), bits=bits)
+    expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert expected is not None
+    assert np.array_equal(decode_picture(content, "PNG", limits=Limits()).pixels, expected)
