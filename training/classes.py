@@ -41,7 +41,7 @@ def choose_classes(
 
     Raises:
         DatasetError: Fewer than two classes, an unknown folder, one used twice, a wrong number of labels, two equal
-            labels, or a finding that is no class.
+            labels, a name or label that is not 1 to 200 printable characters, or a finding that is no class.
     """
     published = {c.name: c.label for c in HEALTHY_OR_OSTEOPOROSIS}
     names = tuple(wanted) or (tuple(published) if set(published) <= set(folders) else tuple(sorted(folders)))
@@ -51,7 +51,8 @@ def choose_classes(
             f"there is {len(names)} class ({', '.join(names) or 'none'}), and at least 2 are needed: one sub-folder a "
             f"class. Sub-folders found: {there}"
         )
-    parts = {name: tuple(name.split("+")) for name in names}
+    # A folder may be called C2+C3 itself.
+    parts = {name: (name,) if name in folders else tuple(name.split("+")) for name in names}
     used = [folder for name in names for folder in parts[name]]
     for folder in used:
         if folder not in folders:
@@ -67,6 +68,9 @@ def choose_classes(
         raise DatasetError(f"labels are {', '.join(shown)}, but no two classes may have the same")
     if finding and finding not in names:
         raise DatasetError(f"the finding is {finding!r}, but it must be one of the classes: {', '.join(names)}")
+    for text in (*names, *shown):
+        if not 1 <= len(text) <= 200 or not text.isprintable():
+            raise DatasetError(f"a class or its label is {text!r}, but must have 1 to 200 printable characters")
     sought = finding or names[-1]
     return tuple(
         TrainingClass(name=name, label=label, finding=name == sought, folders=parts[name])

@@ -69,7 +69,8 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write them as CSV, one row a picture; the file appears whole or not at all."""
     text = io.StringIO(newline="")
     names = [cls.name for cls in predictions.classes]
-    writer = csv.writer(text, lineterminator="\n")
+    # RFC 4180's line ending: with another one, Python 3.11 does not quote a carriage return inside a field.
+    writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow([*_FIXED, *(_PROBABILITY + name for name in names)])
     diagnoses = predictions.diagnoses()
     for index, name in enumerate(predictions.names):

@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from training.cli import app
+from training.cli import app, parse_classes
 from training.phantoms.phantom import draw_phantom, draw_truth
 from training.phantoms.phantom_set import phantom_id, plan_set, read_set, write_set
+from training.phantoms.truth import CorticalClass
 
 ROOT = Path(__file__).parents[2]
 SMALL = (120, 290)
@@ -190,3 +191,19 @@ def test_interrupted_set_holds_whole_files_and_no_truth(processes: str, tmp_path
         with Image.open(out / name) as picture:
             picture.load()
             assert picture.size == (290, 120)
+
+
+def test_a_set_may_hold_some_classes_only(tmp_path: Path) -> None:
+    table = write_set(tmp_path / "set", 4, 9, size_px=SMALL, processes=1, classes=(CorticalClass.C3, CorticalClass.C1))
+    assert sorted(path.name for path in table.parent.iterdir()) == ["C1", "C3", "truth.csv"]
+    assert {truth.cls for truth in read_set(table.parent).values()} == {CorticalClass.C1, CorticalClass.C3}
+    assert len(list((table.parent / "C1").iterdir())) == 2
+    with pytest.raises(ValueError, match="each once"):
+        plan_set(4, classes=(CorticalClass.C1, CorticalClass.C1))
+
+
+@pytest.mark.parametrize("text", ["C1,C4", "healthy"])
+def test_an_unknown_class_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="there are only C1, C2, C3"):
+        parse_classes(text)
+    assert parse_classes(" c3, C1 ") == (CorticalClass.C3, CorticalClass.C1)

@@ -74,8 +74,8 @@ def find_dataset(
         patients: Who is on each picture; by default each picture is a patient of its own.
 
     Raises:
-        DatasetError: No folder, classes that cannot be chosen, an empty class folder, or a patient rule that does not
-            fit the files.
+        DatasetError: No folder, classes that cannot be chosen, an empty class folder, a file name that is not UTF-8, or
+            a patient rule that does not fit the files.
     """
     try:
         folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
@@ -85,7 +85,7 @@ def find_dataset(
     found: list[tuple[str, Path, int]] = []
     for index, cls in enumerate(chosen):
         for folder in cls.folders:
-            files = [path for path in (root / folder).iterdir() if path.is_file() and not path.name.startswith(".")]
+            files = _files(root / folder)
             if not files:
                 raise DatasetError(f"class folder {root / folder} holds no pictures; put the class's pictures in it")
             found += [(f"{folder}/{path.name}", path, index) for path in files]
@@ -94,3 +94,17 @@ def find_dataset(
     pictures = tuple(Picture(path, name, index, whose[name]) for name, path, index in found)
     used = {folder for cls in chosen for folder in cls.folders}
     return Dataset(root, chosen, pictures, tuple(folder for folder in folders if folder not in used))
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    except OSError as exc:
+        raise DatasetError(f"class folder {folder} cannot be listed: {exc.strerror}; see to its permissions") from exc
+    for path in files:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError as exc:
+            # Tables of patients and predictions are UTF-8: told now, and not when a run is over.
+            raise DatasetError(f"{str(path)!r} has a name that is not UTF-8; rename the file") from exc
+    return files

@@ -119,9 +119,17 @@ def patient_rule(text: str) -> PatientRule:
     """The rule that ``--patients`` asks for: a table if it names a file or ends in .csv, else a regular expression."""
     if not text:
         return OnePicturePerPatient()
-    if text.lower().endswith(".csv") or Path(text).is_file():
+    if text.lower().endswith(".csv") or _is_file(text):
         return PatientTable(Path(text))
     return PatientPattern(text)
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:
+        # Too long for a path; an expression may be.
+        return False
 
 
 def _some(names: Sequence[str]) -> str:

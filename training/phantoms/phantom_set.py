@@ -19,7 +19,7 @@ from training.phantoms.phantom import draw_phantom
 from training.phantoms.truth import MEAN_SIZE_PX, CorticalClass, PhantomTruth, check_size, draw_truth, stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -34,6 +34,7 @@ def plan_set(
     *,
     size_px: tuple[int, int] = MEAN_SIZE_PX,
     second_picture_share: float = 0.0,
+    classes: Sequence[CorticalClass] = tuple(CorticalClass),
 ) -> list[PhantomTruth]:
     """Draw the truths of a balanced set, without drawing a picture.
 
@@ -42,13 +43,16 @@ def plan_set(
         seed: seed of the set, 0 or more.
         size_px: height and width of every picture.
         second_picture_share: share of patients, 0–1, who have two pictures, so that grouping by patient can be tried.
+        classes: which classes there are, each once.
 
     Returns:
         The truths, the classes taking turns.
 
     Raises:
-        ValueError: n, seed, size or share is out of its range.
+        ValueError: n, seed, size, share or classes is out of its range.
     """
+    if not classes or len(set(classes)) < len(classes):
+        raise ValueError(f"classes are {', '.join(classes) or 'none'}, but at least one is needed, and each once")
     if n < 1:
         raise ValueError(f"n is {n}, but a set has at least 1 picture")
     if seed < 0:
@@ -56,7 +60,6 @@ def plan_set(
     if not 0.0 <= second_picture_share <= 1.0:
         raise ValueError(f"second_picture_share is {second_picture_share}, but a share is between 0 and 1")
     check_size(size_px)
-    classes = tuple(CorticalClass)
     turns = [
         _pictures(cls, range(place, n, len(classes)), seed, size_px, second_picture_share)
         for place, cls in enumerate(classes)
@@ -90,6 +93,7 @@ def write_set(
     *,
     size_px: tuple[int, int] = MEAN_SIZE_PX,
     second_picture_share: float = 0.0,
+    classes: Sequence[CorticalClass] = tuple(CorticalClass),
     processes: int | None = None,
     on_written: Callable[[], object] | None = None,
 ) -> Path:
@@ -104,6 +108,7 @@ def write_set(
         seed: seed of the set.
         size_px: height and width of every picture.
         second_picture_share: share of patients with two pictures.
+        classes: which classes there are, each once.
         processes: processes to draw with; by default one a usable core.
         on_written: called after each picture.
 
@@ -117,11 +122,11 @@ def write_set(
     """
     if processes is not None and processes < 1:
         raise ValueError(f"processes is {processes}, but at least 1 is needed")
-    truths = plan_set(n, seed, size_px=size_px, second_picture_share=second_picture_share)
+    truths = plan_set(n, seed, size_px=size_px, second_picture_share=second_picture_share, classes=classes)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not an empty folder: name a new folder, or empty this one")
     jobs = [(truth, out / relative_path(truth)) for truth in truths]
-    for cls in CorticalClass:
+    for cls in classes:
         (out / cls).mkdir(parents=True, exist_ok=True)
     tell = on_written or (lambda: None)
     count = min(processes or _usable_cores(), n)
