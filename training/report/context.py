@@ -1,0 +1,46 @@
+"""What a report is told besides the predictions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class CaseImages:
+    """A picture and what the network's answer rests on.
+
+    Attributes:
+        original: (H, W) grey levels.
+        overlay_png: The picture with its heat map, as a PNG file.
+    """
+
+    original: NDArray[np.uint8]
+    overlay_png: bytes
+
+
+@dataclass(frozen=True)
+class ReportContext:
+    """What a report is told besides the predictions; nothing in it may name a patient.
+
+    Attributes:
+        title: Heading of the page.
+        facts: Rows by section, such as "Data", "Model", "Training", "Software"; the checklists are answered from them.
+            If the page shall say when it was made, a row says it: nothing else in a report depends on the clock.
+        threshold_rule: How the threshold was chosen, in words or as the rule's name.
+        shortcuts: Scores of baselines by name, (N,) each, out of fold as the network's.
+        explain: Gives the pictures of a case by its index into the predictions; None leaves pictures out.
+        notes: Sentences that a reader must see first.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+    """
+
+    title: str
+    facts: Mapping[str, Mapping[str, str]]
+    threshold_rule: str
+    shortcuts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    explain: Callable[[int], CaseImages] | None = None
+    notes: Sequence[str] = ()
+    seed: int = 0
+    resamples: int = 2000
