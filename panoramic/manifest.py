@@ -49,6 +49,8 @@ class ModelDescription(_Frozen):
     """By which a request asks for it: letters, digits, ``.``, ``_``, ``+`` and ``-``."""
     version: _Text
     network: Annotated[str, Field(pattern=r"^efficientnet-b[0-7]$")]
+    members: Annotated[int, Field(ge=1, le=100)] = 1
+    """How many such networks there are: more than one is an ensemble, whose logits are the mean of theirs."""
     outputs: Annotated[int, Field(ge=2, le=100_000)] = 2
     """Width of the last layer; outputs beyond the classes are left over from pre-training and not looked at."""
     classes: Annotated[tuple[DiagnosisClass, ...], Field(min_length=2)] = HEALTHY_OR_OSTEOPOROSIS

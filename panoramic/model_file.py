@@ -23,14 +23,15 @@ from pydantic import ValidationError
 
 from panoramic.errors import ModelFileError
 from panoramic.manifest import Manifest, ModelDescription
-from panoramic.network import check_tensors, network_of, outputs_of
+from panoramic.network import check_tensors, network_of, outputs_of, split_members
 from panoramic.preprocess import PREPROCESSING_VERSION, default_input_size
 from panoramic.view import View
 
 #: Key of the manifest in the safetensors header.
 MANIFEST_KEY: Final = "osteopan_manifest"
 
-#: The largest file that is read, in bytes; the largest network, b7 with 1000 outputs, takes 0.27 GB.
+#: The largest file that is read, in bytes; the largest network, b7 with 1000 outputs, takes 0.27 GB, and five of them
+#: as an ensemble in half precision 0.67 GB.
 MAX_FILE_BYTES: Final = 2**30
 
 #: What tensors may be stored as, and the name that the digest gives it.
@@ -62,10 +63,12 @@ def save_model(path: Path, description: ModelDescription, *, state_dict: Mapping
         The manifest as written.
 
     Raises:
-        ModelFileError: The weights are not what the description says, or the file cannot be written.
+        ModelFileError: The weights are not what the description says, they are too many for a file that would be
+            read again, or the file cannot be written.
     """
     if path.suffix != ".safetensors":
         raise ModelFileError(f"{path.name} cannot be written: a model file's name must end in .safetensors")
+    _refuse_size(path, sum(tensor.numel() * tensor.element_size() for tensor in state_dict.values()))
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     try:
         _check(description, tensors)
@@ -74,6 +77,7 @@ def save_model(path: Path, description: ModelDescription, *, state_dict: Mapping
     except ModelFileError as exc:
         raise ModelFileError(f"{path.name} was not written: {exc}") from exc
     content = safetensors.torch.save(tensors, metadata={MANIFEST_KEY: manifest.model_dump_json()})
+    _refuse_size(path, len(content))
     _write_whole(path, content)
     return manifest
 
@@ -125,6 +129,9 @@ def _check(description: ModelDescription, tensors: Mapping[str, torch.Tensor]) -
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPE_NAMES:
             allowed = ", ".join(map(str, _DTYPE_NAMES))
             raise ModelFileError(f"{name} is a tensor of {tensor.dtype}; it must be dense, with values, of {allowed}")
+    members = len(split_members(tensors))
+    if description.members != members:
+        raise ModelFileError(f"the manifest names {description.members} members, but the weights are of {members}")
     network = network_of(tensors)
     if description.network != network:
         raise ModelFileError(f"the manifest names {description.network}, but the weights are of {network}")
@@ -204,6 +211,11 @@ def _parse_pth(content: bytes) -> dict[str, torch.Tensor]:
 
 def _predecessor_manifest(tensors: Mapping[str, torch.Tensor], *, name: str, view: View) -> Manifest:
     """What the predecessor's program takes for granted of its weights."""
+    members = len(split_members(tensors))
+    if members > 1:
+        raise ModelFileError(
+            f"it holds an ensemble of {members} networks, and a file without a manifest holds one; export a model file"
+        )
     network = network_of(tensors)
     outputs = outputs_of(tensors)
     if outputs not in _PREDECESSOR_OUTPUTS:
@@ -235,6 +247,15 @@ def _read(path: Path) -> bytes:
     if not content:
         raise ModelFileError("it is empty; copy or export it again")
     return content
+
+
+def _refuse_size(path: Path, size_bytes: int) -> None:
+    """Refuse to write what `load_model` would refuse to read."""
+    if size_bytes > MAX_FILE_BYTES:
+        raise ModelFileError(
+            f"{path.name} was not written: it would have {size_bytes} bytes, and a model file has at most "
+            f"{MAX_FILE_BYTES}; store half precision, or an ensemble of fewer or smaller networks"
+        )
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -3,14 +3,19 @@
 Tan and Le 2019, arXiv:1905.11946, as ``efficientnet_pytorch`` builds them, since the published weights are of that
 library. Each network keeps the library's own padding, which belongs to the network's native square size and not to the
 size that it is fed: the published networks were trained that way, and another padding gives other answers.
+
+Several networks of one kind may answer together (`Ensemble`). The tensors of its members then stand side by side, each
+name behind its member's number: ``0._fc.bias``, ``1._fc.bias``.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import torch
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.model import MBConvBlock
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from panoramic.errors import ModelFileError
@@ -40,6 +45,43 @@ _STEM: Final = "_conv_stem.weight"
 _LAST_CONVOLUTION: Final = "_conv_head.weight"
 _HEAD: Final = "_fc.weight"
 
+#: A tensor's name in an ensemble: its member's number, a dot, its name in the member.
+_MEMBER: Final = re.compile(r"(0|[1-9]\d{0,2})\.(.+)")
+
+
+class Ensemble(nn.Module):
+    """Several networks as one, whose logits are the mean of theirs.
+
+    With A_m what the last convolution of member m of M puts out, and W_m, b_m its head, the mean of the logits is
+    Σ_m W_m/M · pool(A_m) + Σ_m b_m/M. That is one network: its activation is the A_m side by side along the channels,
+    its head the W_m/M side by side. Built as that network, it has what `forward_with_activation` and `head_weight` ask
+    for, and `panoramic.grad_cam.closed_form` explains the mean exactly.
+
+    The head is a copy, made when the ensemble is: members that change afterwards are not followed.
+    """
+
+    def __init__(self, members: Sequence[EfficientNet]):
+        """Join networks of one kind and one number of outputs, in evaluation mode, at least two."""
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        heads = [member.get_submodule("_fc") for member in members]
+        self._avg_pooling = nn.AdaptiveAvgPool2d(1)
+        self._dropout = nn.Identity()
+        weight = torch.cat([head.get_parameter("weight").detach() for head in heads], dim=1) / len(heads)
+        bias = torch.stack([head.get_parameter("bias").detach() for head in heads]).mean(dim=0)
+        with torch.device("meta"):
+            self._fc = nn.Linear(weight.shape[1], weight.shape[0])
+        self._fc.load_state_dict({"weight": weight, "bias": bias}, assign=True)
+
+    def extract_features(self, x: torch.Tensor) -> torch.Tensor:
+        """The activations of all members for x, (N, 3, H, W): (N, M·K, h, w)."""
+        members: Iterable[EfficientNet] = self.members
+        return torch.cat([member.extract_features(x) for member in members], dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The mean of the members' logits for x, (N, 3, H, W): (N, outputs)."""
+        return forward_with_activation(self, x)[0]
+
 
 def build(network: str, *, outputs: int) -> EfficientNet:
     """A network with random weights, ready to train.
@@ -58,8 +100,8 @@ def build(network: str, *, outputs: int) -> EfficientNet:
     return EfficientNet.from_name(network, num_classes=outputs)
 
 
-def restore(network: str, state_dict: Mapping[str, torch.Tensor]) -> EfficientNet:
-    """A network with these weights, in evaluation mode, its parameters frozen.
+def restore(network: str, state_dict: Mapping[str, torch.Tensor]) -> EfficientNet | Ensemble:
+    """A network with these weights, or an ensemble of several, in evaluation mode, its parameters frozen.
 
     The tensors are used as they are, not copied.
 
@@ -67,14 +109,53 @@ def restore(network: str, state_dict: Mapping[str, torch.Tensor]) -> EfficientNe
         network: One of `NETWORKS`.
         state_dict: What `check_tensors` accepts.
     """
-    with torch.device("meta"):  # 64 million random numbers need not be drawn only to be replaced
-        net = build(network, outputs=state_dict[_HEAD].shape[0])
-    net.load_state_dict(state_dict, strict=True, assign=True)
-    return net.eval().requires_grad_(False)
+    members = []
+    for tensors in split_members(state_dict):
+        with torch.device("meta"):  # 64 million random numbers need not be drawn only to be replaced
+            net = build(network, outputs=outputs_of(tensors))
+        net.load_state_dict(tensors, strict=True, assign=True)
+        members.append(net)
+    whole = members[0] if len(members) == 1 else Ensemble(members)
+    return whole.eval().requires_grad_(False)
 
 
-def fuse_for_inference(net: EfficientNet) -> EfficientNet:
-    """Make a network from `restore` faster: batch norms become part of their convolutions, swish runs in place.
+def join_members(members: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The tensors of an ensemble: those of its members, each name behind the member's number.
+
+    Args:
+        members: State dicts; a single one stays as it is, for it is no ensemble.
+    """
+    if len(members) == 1:
+        return dict(members[0])
+    return {f"{index}.{name}": tensor for index, member in enumerate(members) for name, tensor in member.items()}
+
+
+def split_members(state_dict: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, torch.Tensor], ...]:
+    """The state dicts that `join_members` joined: one where the tensors are those of a single network.
+
+    Raises:
+        ModelFileError: Some tensors have a member's number and others none, or the numbers are not 0 to M - 1.
+    """
+    found = {name: _MEMBER.fullmatch(name) for name in state_dict}
+    if not any(found.values()):
+        return (state_dict,)
+    members: dict[int, dict[str, torch.Tensor]] = {}
+    for name, match in found.items():
+        if match is None:
+            raise ModelFileError(
+                f"the weights are of an ensemble, but {name} lacks its member's number, such as 0.{name}"
+            )
+        members.setdefault(int(match[1]), {})[match[2]] = state_dict[name]
+    if len(members) < 2 or set(members) != set(range(len(members))):
+        numbers = ", ".join(map(str, sorted(members)))
+        raise ModelFileError(
+            f"the ensemble's members are numbered {numbers}; they must be 0, 1 and so on, at least two"
+        )
+    return tuple(members[index] for index in range(len(members)))
+
+
+def fuse_for_inference(net: EfficientNet | Ensemble) -> EfficientNet | Ensemble:
+    """Make what `restore` gives faster: batch norms become part of their convolutions, swish runs in place.
 
     The answers are those of the network as it was but for rounding: the same sums in another order.
 
@@ -102,14 +183,31 @@ def network_of(state_dict: Mapping[str, torch.Tensor]) -> str:
     """Which network these weights are of, told from their shapes; file names are not trusted with that.
 
     Args:
-        state_dict: Tensors by the names that ``efficientnet_pytorch`` gives them.
+        state_dict: Tensors by the names that ``efficientnet_pytorch`` gives them, or an ensemble's.
 
     Returns:
         One of `NETWORKS`.
 
     Raises:
-        ModelFileError: None of them fits; the message lists what was found.
+        ModelFileError: None of them fits; the message lists what was found. Or the members of an ensemble differ.
     """
+    members = split_members(state_dict)
+    networks = {}  # of the members by their number
+    for index, member in enumerate(members):
+        try:
+            networks[index] = _network_of_one(member)
+        except ModelFileError as exc:
+            raise ModelFileError(f"member {index}: {exc}" if len(members) > 1 else str(exc)) from exc
+    for index, network in networks.items():
+        if network != networks[0]:
+            raise ModelFileError(
+                f"the ensemble's member 0 is of {networks[0]} and member {index} of {network}; all must be of one"
+            )
+    return networks[0]
+
+
+def _network_of_one(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Which of `NETWORKS` the tensors of a single network are of."""
     missing = [name for name in (_STEM, _LAST_CONVOLUTION, _HEAD) if name not in state_dict]
     if missing:
         raise ModelFileError(
@@ -128,19 +226,20 @@ def network_of(state_dict: Mapping[str, torch.Tensor]) -> str:
 
 
 def outputs_of(state_dict: Mapping[str, torch.Tensor]) -> int:
-    """The number of outputs of weights that `network_of` knows."""
-    return _channels(state_dict[_HEAD])
+    """The number of outputs of weights that `network_of` knows; of an ensemble's first member, as all must have it."""
+    return _channels(split_members(state_dict)[0][_HEAD])
 
 
 def check_tensors(state_dict: Mapping[str, torch.Tensor]) -> None:
-    """Compare every name and shape with the network that `network_of` names.
+    """Compare every name and shape with the network that `network_of` names, and of an ensemble with its first member.
 
     Raises:
         ModelFileError: One is missing, too many or of another shape.
     """
     network = network_of(state_dict)
     with torch.device("meta"):
-        expected = build(network, outputs=max(1, outputs_of(state_dict))).state_dict()
+        one = build(network, outputs=max(1, outputs_of(state_dict))).state_dict()
+    expected = join_members([one] * len(split_members(state_dict)))
     faults = [f"{name} is missing" for name in expected if name not in state_dict]
     faults += [f"{name} is not part of it" for name in state_dict if name not in expected]
     faults += [
@@ -153,7 +252,7 @@ def check_tensors(state_dict: Mapping[str, torch.Tensor]) -> None:
         raise ModelFileError(f"the weights are not those of {network}: {'; '.join(faults[:3])}{more}")
 
 
-def forward_with_activation(net: EfficientNet, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def forward_with_activation(net: EfficientNet | Ensemble, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the network once; what comes out is ``net(x)`` and the activation that its explanation needs.
 
     Args:
@@ -162,7 +261,7 @@ def forward_with_activation(net: EfficientNet, x: torch.Tensor) -> tuple[torch.T
 
     Returns:
         Logits (N, outputs), and A (N, K, h, w) after the last convolution, its batch norm and its swish, with h and w
-        about a thirty-second of H and W.
+        about a thirty-second of H and W, and K the channels of all members of an ensemble.
     """
     activation: torch.Tensor = net.extract_features(x)  # (N, K, h, w)
     pooled = net.get_submodule(EXPLAINED_MODULE)(activation).flatten(start_dim=1)  # (N, K)
@@ -170,7 +269,7 @@ def forward_with_activation(net: EfficientNet, x: torch.Tensor) -> tuple[torch.T
     return logits, activation
 
 
-def head_weight(net: EfficientNet) -> torch.Tensor:
+def head_weight(net: EfficientNet | Ensemble) -> torch.Tensor:
     """The weight of the last linear layer, (outputs, K)."""
     weight: torch.Tensor = net.get_parameter(_HEAD)
     return weight

@@ -5,8 +5,6 @@ Ctrl-C.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +12,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from training.command import faults_told
+from training.data import cli as data_cli
+from training.explain import cli as explain_cli
+from training.fit import cli as fit_cli
+from training.fit import cli_final
 from training.phantoms.truth import MEAN_SIZE_PX, CorticalClass
-
-#: What the user gave cannot be used.
-EXIT_USAGE = 2
-#: Stopped by Ctrl-C: 128 + SIGINT, as a shell reports it.
-EXIT_INTERRUPTED = 130
+from training.report import cli as report_cli
 
 _MEAN_SIZE = "x".join(map(str, MEAN_SIZE_PX))
 
@@ -44,9 +43,10 @@ def _training() -> None:
 def phantoms(
     out: Annotated[Path, typer.Argument(help="Folder for the set, new or empty.")],
     *,
-    n: Annotated[int, typer.Option("--n", help="Number of pictures, balanced over C1, C2 and C3.")] = 400,
+    n: Annotated[int, typer.Option("--n", help="Number of pictures, balanced over the classes.")] = 400,
     seed: SeedOption = 0,
     size: SizeOption = _MEAN_SIZE,
+    classes: Annotated[str, typer.Option(help="Which classes to draw, with commas between them.")] = "C1,C2,C3",
     second_picture_share: Annotated[float, typer.Option(help="Share of patients who have two pictures, 0 to 1.")] = 0.0,
     processes: Annotated[int | None, typer.Option(help="Processes to draw with; by default one a core.")] = None,
 ) -> None:
@@ -62,7 +62,7 @@ def phantoms(
         progress.start()
         progress.advance(task)
 
-    with _faults_told(f"{out} holds the pictures written so far, each whole, and no truth.csv"):
+    with faults_told(f"{out} holds the pictures written so far, each whole, and no truth.csv"):
         try:
             table = write_set(
                 out,
@@ -70,6 +70,7 @@ def phantoms(
                 seed,
                 size_px=parse_size(size),
                 second_picture_share=second_picture_share,
+                classes=parse_classes(classes),
                 processes=processes,
                 on_written=advance,
             )
@@ -91,7 +92,7 @@ def phantom(
     from training.phantoms.phantom import draw_truth
     from training.phantoms.phantom_set import write_phantom
 
-    with _faults_told(f"{file} was not written"):
+    with faults_told(f"{file} was not written"):
         if file.suffix.lower() != ".png":
             raise ValueError(f"{file} must end in .png: phantoms are written as PNG alone")
         if file.exists():
@@ -114,21 +115,21 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-@contextmanager
-def _faults_told(left_behind: str) -> Iterator[None]:
-    """Turn a fault of what the user gave into a sentence and an exit code."""
-    try:
-        yield
-    except (ValueError, OSError) as fault:
-        sentence = str(fault)
-        if isinstance(fault, OSError) and fault.strerror:
-            # The operating system's own words: a number, a reason and a path, but no sentence.
-            sentence = f"cannot write {fault.filename}: {fault.strerror}. Name another place"
-        typer.echo(f"training: {sentence}", err=True)
-        raise typer.Exit(EXIT_USAGE) from None
-    except KeyboardInterrupt:
-        typer.echo(f"training: stopped. {left_behind}", err=True)
-        raise typer.Exit(EXIT_INTERRUPTED) from None
+def parse_classes(text: str) -> tuple[CorticalClass, ...]:
+    """Cortical classes from text such as `C1,C3`.
+
+    Raises:
+        ValueError: one of them does not exist.
+    """
+    names = [name.strip().upper() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in set(CorticalClass)]
+    if unknown:
+        raise ValueError(f"classes names {', '.join(unknown)}, but there are only {', '.join(CorticalClass)}")
+    return tuple(CorticalClass(name) for name in names)
+
+
+for _part in (data_cli, fit_cli, report_cli, explain_cli, cli_final):
+    _part.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,204 @@
+"""A cross-validation from a folder of radiographs to a report, checked before hours are spent and able to go on."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from training.data.cache import PictureCache, Prepared
+from training.data.dataset import Dataset
+from training.data.folds import Fold, draw_folds, read_folds, united_patients, write_folds
+from training.errors import RunError
+from training.fit.config import TrainingConfig
+from training.fit.fold import FoldPlan, run_fold
+from training.fit.hardware import Hardware
+from training.fit.outcome import finish_run
+from training.fit.preflight import check_places
+from training.fit.run_folder import FOLDS, RunFolder, RunRecord, run_folder_name
+from training.fit.train import Feed
+from training.fit.weights import StartingWeights, refuse_seen_pictures, starting_weights
+
+#: Packages whose version can change the numbers.
+_PACKAGES: Final = (
+    "osteopan", "torch", "lightning", "efficientnet_pytorch", "numpy", "opencv-python-headless", "pillow",
+    "scikit-learn",
+)  # fmt: skip
+
+
+def kfold(
+    dataset: Dataset,
+    config: TrainingConfig,
+    *,
+    resume: bool = False,
+    hardware: Hardware | None = None,
+    command: str = "",
+    say: Callable[[str], object] = lambda _: None,
+    on_prepared: Callable[[], object] | None = None,
+    progress_bar: bool = True,
+) -> Path:
+    """Cross-validate a network on a data set.
+
+    Args:
+        dataset: From `training.data.dataset.find_dataset`.
+        config: What to do.
+        resume: Go on with the run whose folder is there; folds that are done are left as they are.
+        hardware: What to run on; by default what is found.
+        command: For the record.
+        say: Told in a sentence what happens.
+        on_prepared: Called after each picture that is prepared.
+        progress_bar: Whether to show the training's progress on standard error.
+
+    Returns:
+        The run folder; `training.fit.run_folder` says what is in it.
+
+    Raises:
+        DatasetError: Pictures that cannot be used, or that cannot be split as asked for.
+        RunError: The folder exists, a resume that differs, weights or folds that do not fit.
+        ResourcesError: Not enough memory or disk, or a folder that cannot be written to.
+        KeyboardInterrupt: Ctrl-C; everything up to the last whole epoch is kept.
+    """
+    config = config.resolved()
+    run = RunFolder(config.out / run_folder_name(config, dataset.root.resolve().name))
+    going_on = run.path.exists()
+    if going_on and not resume:
+        raise run.exists_already()
+    starting = starting_weights(config.weights, network=config.network, view=config.view)
+    check_places(config, pictures=len(dataset.pictures), outputs=len(dataset.classes))
+    cache = PictureCache(config.cache_folder, view=config.view, input_size=config.size_px)
+    prepared = cache.prepare(dataset.pictures, on_done=on_prepared)
+    refuse_seen_pictures(starting, [item.digest for item in prepared])
+    found = hardware or Hardware.found()
+    record = _record(dataset, prepared, config, starting=starting, hardware=found, command=command)
+    if going_on:
+        run.require_same(record)
+        record = run.configuration()
+        say(f"{run.path}: going on, {len(run.folds_done())} of {config.folds} folds are done")
+    folds = _folds(run, dataset, prepared, config)
+    if not going_on:
+        run.create(record)
+        say(f"{run.path}: {_starting_sentence(starting)}")
+    with run.held():
+        write_folds(run.path / FOLDS, folds, _names(prepared), _digests(prepared))
+        notes = _notes(prepared, config)
+        for note in notes:
+            say(note)
+        plan = FoldPlan(
+            run=run,
+            feed=Feed(cache, prepared, np.array([item.picture.class_index for item in prepared], np.int64)),
+            classes=dataset.classes,
+            config=config,
+            starting=starting,
+            hardware=found,
+            dataset=record.dataset,
+            today=datetime.fromisoformat(record.started_at).date(),
+            progress_bar=progress_bar,
+        )
+        done = run.folds_done()
+        for fold in folds:
+            if fold.index not in done:
+                say(
+                    f"fold_{fold.index} ({fold.index + 1} of {len(folds)}): {len(fold.train)} pictures to train on, "
+                    f"{len(fold.validation)} to steer by, {len(fold.test)} to test on"
+                )
+                run_fold(plan, fold)
+        finish_run(run, prepared, notes=notes)
+    return run.path
+
+
+def _folds(run: RunFolder, dataset: Dataset, prepared: Sequence[Prepared], config: TrainingConfig) -> tuple[Fold, ...]:
+    """The run's own folds if it has some, else those of a file, else new ones."""
+    names, digests = _names(prepared), _digests(prepared)
+    patients = [item.picture.patient for item in prepared]
+    given = config.folds_file and read_folds(config.folds_file, names, digests, patients=patients)
+    own = run.path / FOLDS
+    if own.exists():
+        folds = read_folds(own, names, digests, patients=patients)
+        if given and given != folds:
+            raise RunError(
+                f"{config.folds_file} has other folds than {run.path}, which is gone on with: leave --folds-file out, "
+                "or start another run by another --out"
+            )
+        return folds
+    if given:
+        if len(given) != config.folds:
+            raise RunError(
+                f"{config.folds_file} has {len(given)} folds, and {config.folds} are asked for: give --folds "
+                f"{len(given)}"
+            )
+        return given
+    return draw_folds(
+        [item.picture.class_index for item in prepared],
+        patients,
+        folds=config.folds,
+        seed=config.seed,
+        digests=digests,
+        class_names=[cls.name for cls in dataset.classes],
+    )
+
+
+def _record(
+    dataset: Dataset,
+    prepared: Sequence[Prepared],
+    config: TrainingConfig,
+    *,
+    starting: StartingWeights,
+    hardware: Hardware,
+    command: str,
+) -> RunRecord:
+    return RunRecord(
+        config=config,
+        classes=dataset.classes,
+        dataset=dataset.root.resolve().name,
+        dataset_sha256=dataset_digest(prepared),
+        pictures=dataset.counts(),
+        patients=len({item.picture.patient for item in prepared}),
+        starting_weights=starting.origin,
+        starting_weights_sha256=starting.sha256,
+        hardware=str(hardware),
+        versions={"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        command=command,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def dataset_digest(prepared: Sequence[Prepared]) -> str:
+    """SHA-256 over what a cross-validation takes from a data set: names, pixels, classes and patients."""
+    digest = hashlib.sha256()
+    for item in sorted(prepared, key=lambda item: item.picture.name):
+        picture = item.picture
+        digest.update(json.dumps([picture.name, item.digest, picture.class_index, picture.patient]).encode())
+    return digest.hexdigest()
+
+
+def _notes(prepared: Sequence[Prepared], config: TrainingConfig) -> list[str]:
+    notes = []
+    if not config.patients:
+        notes.append(
+            "No patients were named, so each picture counts as a patient of its own. If some patients have several "
+            "pictures, the results are too good: give --patients."
+        )
+    united = united_patients([item.picture.patient for item in prepared], _digests(prepared))
+    if united:
+        notes.append(
+            f"{sum(map(len, united))} patients share identical pictures; they were kept together, as {len(united)}."
+        )
+    return notes
+
+
+def _starting_sentence(starting: StartingWeights) -> str:
+    digest = f" (SHA-256 of the weights {starting.sha256[:12]}…)" if starting.sha256 else ""
+    return f"new run; starting weights: {starting.origin}{digest}"
+
+
+def _names(prepared: Sequence[Prepared]) -> list[str]:
+    return [item.picture.name for item in prepared]
+
+
+def _digests(prepared: Sequence[Prepared]) -> list[str]:
+    return [item.digest for item in prepared]
