@@ -126,6 +126,26 @@ class JobRequest(_Message):
         return self if self.job_id else self.model_copy(update={"job_id": uuid.uuid4().hex})
 
 
+class RuntimeReport(_Message):
+    """What the weights were run by, and how far its answers were from the reference's when it was loaded.
+
+    Attributes:
+        name: `onnx`, `pytorch` or `reference`.
+        library: Name and version.
+        precision: `float32` or `float16`.
+        device: `cpu` or `cuda:0`.
+        max_probability_difference: Largest over the probe pictures and the classes.
+        max_map_difference: Largest over the probe pictures, as a share of the map's range.
+    """
+
+    name: str
+    library: str
+    precision: str
+    device: str
+    max_probability_difference: float
+    max_map_difference: float
+
+
 class ModelInfo(_Message):
     """Which weights answered.
 
@@ -134,12 +154,14 @@ class ModelInfo(_Message):
         version: Version in the model file.
         sha256: Digest of the weights, hexadecimal.
         intended_use: What the model may be used for, from its file.
+        runtime: What ran them.
     """
 
     name: str
     version: str
     sha256: str
     intended_use: str
+    runtime: RuntimeReport | None = None
 
 
 class Explanation(_Message):

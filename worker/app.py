@@ -6,6 +6,7 @@ the models, warms them up, says that the node is ready, and then runs one job at
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import threading
@@ -68,6 +69,9 @@ class Child:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._say_ready, name="ready", daemon=True)
         self._thread.start()
+        for model, runtime in self._screener.runtimes.items():
+            log = logger.warning if runtime.fell_back else logger.info
+            log("runtime_chosen", model=model, **dataclasses.asdict(runtime))
         logger.info("node_ready", node=settings.node, device=settings.device, models=self._screener.model_names)
 
     def close(self) -> None:

@@ -126,6 +126,39 @@ def console(
         raise typer.Exit(ExitCode.OK) from None
 
 
+@app.command(epilog="Example:  training phantom a.png && worker bench a.png --repetitions 5")
+def bench(
+    picture: Annotated[Path, typer.Argument(help="A radiograph.")],
+    model: ModelOption = None,
+    view: ViewOption = None,
+    device: Annotated[str | None, typer.Option(help="`cpu`, or `cuda:0`.")] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often each thing is done; the median is shown.")] = 5,
+    batch_sizes: Annotated[str, typer.Option(help="Of the network alone, with commas between them.")] = "1,2,4",
+) -> None:
+    """Measure this machine's engine with one picture: which runtime was chosen, and how long each stage takes. JSON."""
+    import json
+    from dataclasses import asdict
+
+    from worker.bench import measure
+    from worker.screening import Screener
+    from worker.settings import WorkerSettings
+
+    try:
+        sizes = [int(size) for size in batch_sizes.split(",")]
+    except ValueError:
+        _fail(f"batch sizes are {batch_sizes!r}, but must be numbers with commas between them", ExitCode.USAGE)
+    try:
+        chosen = None if model is None else tuple(path.absolute() for path in model)
+        settings = load_settings(WorkerSettings, model=chosen, view=view, device=device)
+        _check_files(settings.model)
+        with Screener(settings) as screener:
+            screener.warm_up()
+            found = measure(screener, picture, repetitions=repetitions, batch_sizes=sizes)
+    except OsteopanError as error:
+        _fail(str(error), ExitCode.USAGE)
+    print(json.dumps(asdict(found), indent=2))
+
+
 @app.command(epilog="Example:  worker check-model osteopan.safetensors")
 def check_model(model: Annotated[Path, typer.Argument(help="Model file.")]) -> None:
     """Read a model file as a node would, its digest included, and say what it is.

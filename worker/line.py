@@ -113,7 +113,7 @@ class Line:
                 if not future.done():
                     break
             prepared = future.result()
-            if prepared is not None and self._at_network and prepared.runtime is not self._at_network[0][1].runtime:
+            if prepared is not None and self._at_network and prepared.loaded is not self._at_network[0][1].loaded:
                 break
             self._read.popleft()
             if prepared is not None and self._enters_network(job, prepared):

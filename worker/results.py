@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from contract.errors import JobError
-from contract.jobs import ErrorInfo, Explanation, JobResult, ModelInfo
+from contract.jobs import ErrorInfo, Explanation, JobResult, ModelInfo, RuntimeReport
 from contract.records import Claim
 from worker.screening import Screening
 
@@ -40,7 +40,7 @@ def make_result(claim: Claim, outcome: Screening | JobError, *, node: str, engin
         )
     timings_ms |= outcome.timings_ms
     timings_ms["engine"] = round(engine_ms, 3)
-    manifest, classification = outcome.manifest, outcome.classification
+    manifest, classification, runtime = outcome.manifest, outcome.classification, outcome.runtime
     return JobResult.model_validate(
         {
             "result": "ok",
@@ -54,6 +54,14 @@ def make_result(claim: Claim, outcome: Screening | JobError, *, node: str, engin
                 version=manifest.version,
                 sha256=manifest.sha256,
                 intended_use=manifest.intended_use,
+                runtime=RuntimeReport(
+                    name=runtime.name.value,
+                    library=runtime.library,
+                    precision=runtime.precision.value,
+                    device=runtime.device,
+                    max_probability_difference=runtime.max_probability_difference,
+                    max_map_difference=runtime.max_map_difference,
+                ),
             ),
             "explanation": Explanation(
                 method=classification.method, class_label=classification.diagnosis, layer=classification.layer

@@ -32,7 +32,9 @@ from panoramic.model_file import load_model
 from panoramic.overlay import Caption, overlay_png, saliency_png, scale_map
 from panoramic.preprocess import remove_background, to_tensor
 from panoramic.radiograph import Limits
-from panoramic.runtime import Classification, Classifier, Runtime
+from panoramic.runtime import Classification
+from panoramic.runtime_choice import LoadedRuntime, load_runtime
+from panoramic.runtime_info import RuntimeInfo
 from worker.paths import Destination, open_destination, read_input
 from worker.pictures import remove_noted, write_pictures
 from worker.settings import WorkerSettings, usable_cores
@@ -42,6 +44,9 @@ STAGES = ("read", "background", "network", "pictures")
 
 #: Warning of a result whose map is zero everywhere: the activation holds nothing in favour of the diagnosed class.
 EXPLANATION_EMPTY = "explanation_empty"
+
+#: Warning of a result whose network did not run on the fastest runtime: that one's answers were not the reference's.
+RUNTIME_FALLBACK = "runtime_fallback"
 
 #: Called at the beginning of each stage with its name. It may raise to abandon the job.
 OnStage = Callable[[str], None]
@@ -57,6 +62,7 @@ class Screening:
     Attributes:
         classification: Diagnosis, probability and map.
         manifest: Of the model that answered.
+        runtime: What ran it.
         saliency_img_path: The coloured map.
         overlay_img_path: The map on the radiograph.
         warnings: Codes: of the model, of the picture, of the explanation.
@@ -65,6 +71,7 @@ class Screening:
 
     classification: Classification
     manifest: Manifest
+    runtime: RuntimeInfo
     saliency_img_path: str
     overlay_img_path: str
     warnings: tuple[str, ...]
@@ -76,7 +83,7 @@ class Prepared:
     """A radiograph on its way through the engine: read, and ready for the network.
 
     Attributes:
-        runtime: The model that is to answer.
+        loaded: The model that is to answer.
         stem: File name of the radiograph without its ending.
         pixels: (H, W) grey levels as read.
         tensor: (3, h, w), the network's input.
@@ -85,7 +92,7 @@ class Prepared:
         timings_ms: Milliseconds by stage, so far.
     """
 
-    runtime: Runtime
+    loaded: LoadedRuntime
     stem: str
     pixels: NDArray[np.uint8]
     tensor: NDArray[np.float32]
@@ -121,11 +128,18 @@ class Screener:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         paths = settings.model or (ensure_demonstration_model(settings.state_dir / "models"),)
-        self._runtimes: dict[str, Runtime] = {}
+        self._runtimes: dict[str, LoadedRuntime] = {}
         for path in paths:
             try:
                 model = load_model(path, view=settings.view)
-                runtime = Classifier(model, device=settings.device)
+                runtime = load_runtime(
+                    model,
+                    cache_dir=settings.state_dir / "runtimes",
+                    device=settings.device,
+                    runtime=settings.runtime,
+                    precision=settings.precision,
+                    threads=settings.threads,
+                )
             except (PanoramicError, RuntimeError) as error:
                 raise SettingsError(f"model {path}: {error}") from error
             name = model.manifest.name
@@ -157,14 +171,19 @@ class Screener:
     @property
     def manifests(self) -> tuple[Manifest, ...]:
         """What the model files say of the loaded models, in the same order."""
-        return tuple(runtime.model.manifest for runtime in self._runtimes.values())
+        return tuple(loaded.runtime.model.manifest for loaded in self._runtimes.values())
+
+    @property
+    def runtimes(self) -> dict[str, RuntimeInfo]:
+        """What each model runs on, by its name."""
+        return {name: loaded.description for name, loaded in self._runtimes.items()}
 
     def warm_up(self) -> None:
         """Run every stage once, so that no job pays for compilation, and a device that fails is noticed now."""
         rolling_ball.warm_up()
-        for runtime in self._runtimes.values():
-            runtime.warm_up()
-        manifest = next(iter(self._runtimes.values())).model.manifest
+        for loaded in self._runtimes.values():
+            loaded.runtime.warm_up()
+        manifest = self._runtime(None).runtime.model.manifest
         blank = np.zeros((64, 160), np.uint8)
         label = manifest.classes[manifest.finding_index].label
         caption = Caption(label, label, probability=0, threshold=0, model=manifest.name, layer="")
@@ -207,8 +226,8 @@ class Screener:
             JobError: The radiograph, the folder or the model cannot be used.
         """
         timings_ms: dict[str, float] = {}
-        runtime = self._runtime(model)
-        manifest = runtime.model.manifest
+        loaded = self._runtime(model)
+        manifest = loaded.runtime.model.manifest
         settings = self._settings
         with _coded_errors(), ExitStack() as opened:
             with _timed("read", timings_ms, on_stage):
@@ -220,7 +239,7 @@ class Screener:
             with _timed("background", timings_ms, on_stage):
                 tensor = to_tensor(remove_background(radiograph.pixels), input_size=manifest.input_size)
             return Prepared(
-                runtime,
+                loaded,
                 Path(img_path).stem,
                 radiograph.pixels,
                 tensor,
@@ -242,7 +261,7 @@ class Screener:
         outcomes: list[Classification | JobError]
         try:
             with _coded_errors():
-                outcomes = list(batch[0].runtime.classify(np.stack([prepared.tensor for prepared in batch])))
+                outcomes = list(batch[0].loaded.runtime.classify(np.stack([prepared.tensor for prepared in batch])))
         except JobError as error:
             if len(batch) > 1:
                 return [outcome for prepared in batch for outcome in self.classify([prepared])]
@@ -271,7 +290,7 @@ class Screener:
         Raises:
             JobError: The folder cannot be written to; no picture is left behind.
         """
-        manifest = prepared.runtime.model.manifest
+        manifest = prepared.loaded.runtime.model.manifest
         colormap = self._settings.colormap
         try:
             with _coded_errors(), _timed("pictures", prepared.timings_ms, on_stage):
@@ -288,13 +307,16 @@ class Screener:
                 )
         finally:
             prepared.close()
+        about = prepared.loaded.description
         empty = () if strength.any() else (EXPLANATION_EMPTY,)
+        fallback = (RUNTIME_FALLBACK,) if about.fell_back else ()
         return Screening(
             classification,
             manifest,
+            about,
             saliency_path,
             overlay_path,
-            warnings=(*manifest.notices, *prepared.warnings, *empty),
+            warnings=(*manifest.notices, *prepared.warnings, *empty, *fallback),
             timings_ms=prepared.timings_ms,
         )
 
@@ -315,7 +337,7 @@ class Screener:
         finally:
             self._decoders.put(decoder)
 
-    def _runtime(self, name: str | None) -> Runtime:
+    def _runtime(self, name: str | None) -> LoadedRuntime:
         if name is None:
             return next(iter(self._runtimes.values()))
         if name not in self._runtimes:

@@ -12,6 +12,7 @@ from pydantic_settings import NoDecode
 
 from contract.settings import Settings
 from panoramic.overlay import Colormap
+from panoramic.runtime_info import Precision, RuntimeChoice
 from panoramic.view import View
 
 Paths = Annotated[tuple[Path, ...], NoDecode]
@@ -32,6 +33,9 @@ class WorkerSettings(Settings):
         read_timeout_s: How long decoding one file may take, in seconds.
         decoder_memory_mib: Address space that decoding one file may take, in MiB.
         threads: CPU threads of the network; 0 leaves it to PyTorch.
+        runtime: What runs the network: `auto` takes the fastest that gives the reference's answers, `onnx` (CPU only),
+            `pytorch`, or `reference`.
+        precision: `auto`, `float32` or `float16`.
         hands: Threads that read and prepare pictures, and as many that draw and write them, while the network runs; 0
             takes a quarter of the cores, at least one.
         batch_size: With several jobs waiting, so many go through the network together; 0 takes 1 on a CPU, where more
@@ -52,6 +56,8 @@ class WorkerSettings(Settings):
     read_timeout_s: float = Field(default=20.0, gt=0)
     decoder_memory_mib: int = Field(default=4096, ge=512)
     threads: int = Field(default=0, ge=0)
+    runtime: RuntimeChoice = RuntimeChoice.AUTO
+    precision: Precision = Precision.AUTO
     hands: int = Field(default=0, ge=0, le=256)
     batch_size: int = Field(default=0, ge=0, le=256)
     log_format: Literal["console", "json"] = "console"

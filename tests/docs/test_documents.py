@@ -13,7 +13,7 @@ from contract.jobs import JobRequest, JobResult
 from contract.names import Keys
 from contract.settings import ENVIRONMENT_PREFIX
 from panoramic.radiograph import ImageWarning
-from worker.screening import EXPLANATION_EMPTY
+from worker.screening import EXPLANATION_EMPTY, RUNTIME_FALLBACK
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,8 @@ def test_every_error_code_is_explained() -> None:
 
 
 def test_every_warning_is_explained() -> None:
-    ours = {code.value for code in ImageWarning} | {EXPLANATION_EMPTY, "model_not_trained", "demonstration_model"}
+    ours = {code.value for code in ImageWarning}
+    ours |= {EXPLANATION_EMPTY, RUNTIME_FALLBACK, "model_not_trained", "demonstration_model"}
     assert first_cells("Warnings") == ours
 
 
