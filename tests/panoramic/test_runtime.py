@@ -10,7 +10,7 @@ import pytest
 import torch
 from efficientnet_pytorch import EfficientNet
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.errors import PanoramicError
 from panoramic.grad_cam import general_form
 from panoramic.manifest import DiagnosisClass, ModelDescription
@@ -33,7 +33,7 @@ def batch_of(n: int, *, seed: int = 11) -> np.ndarray:
 @pytest.fixture(scope="module")
 def body() -> dict[str, torch.Tensor]:
     """Weights without a head, of a network whose signal neither dies nor explodes."""
-    weights = demonstration_network().state_dict()
+    weights = untrained_network().state_dict()
     return {name: tensor for name, tensor in weights.items() if not name.startswith("_fc")}
 
 
@@ -204,7 +204,8 @@ def test_a_card_gives_the_cpus_answers(make_model: MakeModel) -> None:
 
 def test_only_what_runs_networks_imports_pytorch() -> None:
     package = Path(__file__).resolve().parents[2] / "panoramic"
-    runs_networks = {"demonstration", "grad_cam", "model_file", "network", "runtime"}
+    runs_networks = {"classification", "demonstration", "explained_network", "grad_cam", "model_file", "network"}
+    runs_networks |= {"onnx_graph", "runtime", "runtime_choice", "runtime_onnx", "runtime_torch"}
     modules = sorted({path.stem for path in package.glob("*.py")} - runs_networks - {"__init__"})
     code = (
         "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]];"

@@ -1,17 +1,28 @@
 """Phantoms through every runtime: what passes the probe pictures gives the reference's answers to radiographs too."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from panoramic.demonstration import ensure_demonstration_model
+from panoramic.demonstration import demonstration_model
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
 from panoramic.runtime import Classifier
 from panoramic.runtime_choice import differences, load_runtime
 from panoramic.runtime_info import RuntimeChoice
 from training.phantoms.phantom import CorticalClass, draw_phantom, draw_truth
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """More of them wait for each other where others use the cores too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,7 @@ def phantoms() -> np.ndarray:
 
 @pytest.mark.parametrize("runtime", [RuntimeChoice.ONNX, RuntimeChoice.PYTORCH])
 def test_phantoms_get_the_references_answers(phantoms: np.ndarray, runtime: RuntimeChoice, tmp_path: Path) -> None:
-    model = load_model(ensure_demonstration_model(tmp_path))
+    model = load_model(demonstration_model())
 
     loaded = load_runtime(model, cache_dir=tmp_path, runtime=runtime)
 
