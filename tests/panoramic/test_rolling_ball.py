@@ -18,7 +18,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from panoramic import rolling_ball
-from panoramic.rolling_ball import subtract_background
+from panoramic.rolling_ball import envelope, imagej, subtract_background
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
 RADIOGRAPHS = REPO_ROOT.parent / "shared" / "data" / "radiographs"
@@ -182,18 +182,64 @@ def test_unusable_numbers_of_threads_are_refused() -> None:
         subtract_background(np.zeros((4, 4), np.uint8), threads=0)
 
 
+@pytest.mark.parametrize("levels", [3, 12, 256])
+@pytest.mark.parametrize("radius_px", [4, 180, 3000])
+def test_hulls_give_what_imagejs_search_gives_in_every_bit(radius_px: int, levels: int) -> None:
+    """Whole passes, before their result is rounded to pixels; coarse grey levels and wide blurs make for ties."""
+    rng = np.random.default_rng(levels)
+    grey = rng.integers(0, levels, (140, 333)) * (255.0 / (levels - 1))
+    for surface in (grey, cv2.GaussianBlur(grey, (0, 0), 3.0), np.floor(cv2.GaussianBlur(grey, (0, 0), 3.0))):
+        height, width = surface.shape
+        for curvature, shear in (
+            (0.5 / radius_px, None),
+            (0.5 / radius_px, 0),
+            (1 / radius_px, 1),
+            (1 / radius_px, -1),
+        ):
+            by_hull = surface.copy()
+            clear = envelope.tolerance(width, curvature, 0.0, 255.0)
+            if shear is None:
+                names = np.arange(height)
+                refused = envelope.slide_along_rows(by_hull, curvature, clear, 0, height)
+                firsts, step, lengths = names * width, 1, np.full(height, width)
+            else:
+                names = {
+                    0: np.arange(width),
+                    1: np.arange(3 - height, width - 2),
+                    -1: np.arange(2, width + height - 3),
+                }[shear]
+                refused = envelope.slide_along_columns(
+                    by_hull, curvature, clear, shear, int(names[0]), int(names[-1]) + 1
+                )
+                tops = np.maximum(0, -names) if shear == 1 else np.maximum(0, names - width + 1) * abs(shear)
+                ends = names * 0 + height
+                if shear:
+                    ends = np.minimum(height, width - names if shear == 1 else names + 1)
+                firsts, step, lengths = names + tops * (width + shear), width + shear, ends - tops
+            by_search = surface.copy()
+            kept = ~np.isin(names, refused)
+            imagej.slide_along(by_search.reshape(-1), curvature, firsts[kept], step, lengths[kept])
+            np.testing.assert_array_equal(by_hull, by_search)
+            assert len(refused) <= len(names) // 20
+            assert (by_hull != surface).any()
+
+
 def test_warm_up_compiles_every_kernel_and_works_without_a_cache_folder(tmp_path: Path) -> None:
     """A copy in a folder where numba can write nowhere: files stand where each cache folder would be made."""
-    copy = tmp_path / "copied_rolling_ball.py"
-    shutil.copy(Path(rolling_ball.__file__), copy)
-    for blocked in ("__pycache__", "cache", "home"):
-        (tmp_path / blocked).touch()
+    copy = tmp_path / "panoramic" / "rolling_ball"
+    shutil.copytree(Path(rolling_ball.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "panoramic" / "__init__.py").touch()
+    for blocked in (copy / "__pycache__", tmp_path / "cache", tmp_path / "home"):
+        blocked.touch()
     code = (
-        "import copied_rolling_ball as r; r.warm_up();"
-        "kernels = [v for v in vars(r).values() if hasattr(v, 'signatures')];"
-        "compiled = [len(k.signatures) for k in kernels];"
-        "import numpy; r.subtract_background(numpy.full((70, 90), 7, 'u1'), 180, threads=2);"
-        "print(sorted(set(compiled)), compiled == [len(k.signatures) for k in kernels])"
+        "import panoramic.rolling_ball as r; from panoramic.rolling_ball import envelope, imagej; r.warm_up();"
+        "values = [v for m in (r, envelope, imagej) for v in vars(m).values()];"
+        "kernels = {id(v): v for v in values if hasattr(v, 'nopython_signatures')};"
+        "compiled = [len(k.nopython_signatures) for k in kernels.values()];"
+        "import numpy; noise = numpy.random.default_rng(0).integers(0, 9, (70, 90)).astype('u1');"
+        "r.subtract_background(noise, 180, threads=2); r.subtract_background(noise, 10**8);"
+        "print(r.__file__, len(kernels) > 10, min(compiled) > 0,"
+        " compiled == [len(k.nopython_signatures) for k in kernels.values()])"
     )
     environment = {
         **os.environ,
@@ -209,7 +255,7 @@ def test_warm_up_compiles_every_kernel_and_works_without_a_cache_folder(tmp_path
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
     assert run.stderr == ""
-    assert run.stdout.strip() == "[1] True"
+    assert run.stdout.strip() == f"{copy / '__init__.py'} True True True"
