@@ -18,7 +18,7 @@ from efficientnet_pytorch import EfficientNet
 from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.manifest import RESEARCH_USE, DiagnosisClass, ModelDescription
 from panoramic.model_file import load_model, save_model
 from panoramic.runtime import Classifier
@@ -72,7 +72,7 @@ def prepared(dataset: Dataset, cache_folder: Path) -> list[Prepared]:
 @functools.cache
 def body() -> dict[str, torch.Tensor]:
     """Weights through which a signal gets."""
-    return dict(demonstration_network().state_dict())
+    return dict(untrained_network().state_dict())
 
 
 def fold_weights(seed: int) -> dict[str, torch.Tensor]:

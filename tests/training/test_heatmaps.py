@@ -17,7 +17,7 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from typer.testing import CliRunner
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.manifest import RESEARCH_USE, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
 from panoramic.overlay import Colormap
@@ -46,7 +46,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    return demonstration_network().state_dict()
+    return untrained_network().state_dict()
 
 
 def model_of(

@@ -10,7 +10,7 @@ import typer
 from efficientnet_pytorch import EfficientNet
 from typer.testing import CliRunner
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.errors import ModelFileError
 from panoramic.manifest import RESEARCH_USE
 from panoramic.model_file import load_model
@@ -32,7 +32,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    return dict(demonstration_network().state_dict())
+    return dict(untrained_network().state_dict())
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 from typer.testing import CliRunner
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.manifest import RESEARCH_USE, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
 from panoramic.network import join_members
@@ -35,7 +35,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    return demonstration_network().state_dict()
+    return untrained_network().state_dict()
 
 
 def model_of(weights: dict[str, torch.Tensor], path: Path, **description: object) -> Model:

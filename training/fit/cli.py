@@ -126,9 +126,13 @@ def kfold(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True)
 
+    def end_progress() -> None:
+        if progress.live.is_started:
+            progress.stop()
+
     def say(sentence: str) -> None:
-        progress.stop()
-        console.print(sentence, markup=False, highlight=False)
+        end_progress()
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     with faults_told(_STOPPED):
         try:
@@ -167,7 +171,7 @@ def kfold(
                 on_prepared=advance,
             )
         finally:
-            progress.stop()
+            end_progress()
     typer.echo(made)
 
 

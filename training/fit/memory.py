@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from training.errors import ResourcesError
 from training.fit.config import TrainingConfig
@@ -14,7 +15,7 @@ def memory_faults_explained(config: TrainingConfig) -> Iterator[None]:
     """Turn running out of memory into what to change."""
     try:
         yield
-    except (MemoryError, RuntimeError) as exc:
+    except (MemoryError, RuntimeError, ProcessRaisedException) as exc:
         if not is_out_of_memory(exc):
             raise
         height, width = config.size_px
@@ -31,5 +32,6 @@ def is_out_of_memory(exc: BaseException) -> bool:
     if isinstance(exc, MemoryError | torch.OutOfMemoryError):
         return True
     words = str(exc).lower()
-    signs = ("out of memory", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
+    # Of a process of several, only its traceback arrives.
+    signs = ("out of memory", "memoryerror", "can't allocate memory", "not enough memory", "cublas_status_alloc_failed")
     return any(sign in words for sign in signs) or ("dataloader worker" in words and "killed by signal" in words)

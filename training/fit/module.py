@@ -78,6 +78,11 @@ class FoldModule(pl.LightningModule):
         weight = torch.tensor(class_weights, dtype=torch.float32) if class_weights else None
         self.register_buffer("class_weights", weight, persistent=False)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of x (N, 3, h, w)."""
+        logits: torch.Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
+        return logits
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, and the rule that lowers its learning rate.
 
@@ -127,7 +132,7 @@ class FoldModule(pl.LightningModule):
         Raises:
             RunError: The loss is infinite or not a number.
         """
-        self.log("learning_rate", self._epoch_rate, sync_dist=False)
+        self.log("learning_rate", self._epoch_rate, sync_dist=True)
         metrics = self.trainer.callback_metrics
         watched = float(metrics[VALIDATION_LOSS]) if VALIDATION_LOSS in metrics else None
         epoch = Epoch(train_loss=float(metrics[TRAIN_LOSS]), validation_loss=watched, learning_rate=self._epoch_rate)
@@ -149,7 +154,7 @@ class FoldModule(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         x, truths, _ = batch
-        logits = self.net(x.contiguous(memory_format=torch.channels_last))  # (N, C)
+        logits = self(x)  # (N, C)
         return F.cross_entropy(logits, truths, weight=self.get_buffer("class_weights")), logits
 
     def _steer(self, epoch: Epoch) -> None:

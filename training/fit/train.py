@@ -26,7 +26,8 @@ from training.fit.hardware import Hardware, usable_workers
 from training.fit.history import History
 from training.fit.memory import memory_faults_explained
 from training.fit.module import FoldModule
-from training.fit.weights import StartingWeights, set_norm_memory
+from training.fit.norm import SettleNorms, settling_count
+from training.fit.weights import StartingWeights
 
 #: What Lightning says of runs that are as they should be: small sets, few workers, a log folder that a resume uses.
 _HARMLESS = (
@@ -117,17 +118,21 @@ def train_one(
     history = read_history(last) if last.exists() else History()
     if not history.ended(epochs=config.epochs, patience=config.patience):
         data = _FoldData(feed, train=train, validation=validation, config=config, hardware=hardware, stream=stream)
-        net = starting.build(config.network, outputs=outputs, seed=config.seed, stream=stream)
-        set_norm_memory(net, steps_per_epoch=data.steps_per_epoch)
         module = FoldModule(
-            net,
+            starting.build(config.network, outputs=outputs, seed=config.seed, stream=stream),
             learning_rate=config.learning_rate,
             seed=config.seed,
             stream=stream,
             class_weights=_class_weights(feed.labels[list(train)], outputs) if config.class_weights else (),
             learning_rates=learning_rates,
         )
-        callbacks: list[Callback] = [KeepEpochs(folder, epochs=config.epochs, patience=config.patience)]
+        count = settling_count(len(train), batch_size=config.batch)
+        settling = np.random.default_rng((config.seed, stream)).permutation(len(train))[:count]
+        part = feed.part([train[place] for place in settling.tolist()], augmentation=Augmentation.NONE, seed=0)
+        callbacks: list[Callback] = [
+            SettleNorms(part, batch_size=config.batch),
+            KeepEpochs(folder, epochs=config.epochs, patience=config.patience),
+        ]
         if progress_bar:
             callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
         with _quiet(), memory_faults_explained(config):
@@ -136,7 +141,7 @@ def train_one(
                 devices=hardware.devices,
                 # Lightning's default for several devices runs the whole command once more for each of them.
                 strategy="ddp_spawn" if hardware.devices > 1 else "auto",
-                sync_batchnorm=hardware.devices > 1,
+                sync_batchnorm=hardware.devices > 1 and hardware.accelerator == "cuda",
                 precision=hardware.precision,
                 benchmark=hardware.accelerator == "cuda",
                 max_epochs=config.epochs,
@@ -174,11 +179,6 @@ class _FoldData(pl.LightningDataModule):
         self._validation = feed.part(validation, augmentation=Augmentation.NONE, seed=self._seed)
         self._batch_size = config.batch
         self._workers = usable_workers(config, hardware)
-        self._devices = hardware.devices
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, len(self._train) // (self._batch_size * self._devices))
 
     def train_dataloader(self) -> DataLoader[tuple[torch.Tensor, int, int]]:
         # Lightning's own count of epochs is one behind when a run goes on, and workers begin to read at once.

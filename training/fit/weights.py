@@ -1,7 +1,9 @@
 """What a network starts from: random weights, those of a file, or those that the library offers for download."""
 
 import hashlib
+import sys
 from collections.abc import Collection, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -16,11 +18,6 @@ from panoramic.network import build, check_tensors, network_of
 from panoramic.view import View
 from training.errors import RunError
 from training.fit.config import IMAGENET_WEIGHTS, NO_WEIGHTS
-
-#: Batch norm's running statistics forget within about a tenth of an epoch, but never slower than ImageNet's (0.01 a
-#: step, the library's value, made for thousands of steps an epoch) nor faster than PyTorch's usual value.
-_NORM_MOMENTUM: Final = (0.01, 0.1)
-_NORM_STEPS: Final = 10
 
 _COUNTER: Final = "num_batches_tracked"
 _HEAD: Final = ("_fc.weight", "_fc.bias")
@@ -117,28 +114,6 @@ def refuse_seen_pictures(weights: StartingWeights, digests: Collection[str]) -> 
         )
 
 
-def set_norm_memory(net: EfficientNet, *, steps_per_epoch: int) -> float:
-    """Let batch norm's running statistics follow the weights, so that evaluation works after the first epochs.
-
-    The library's memory of 100 steps was made for ImageNet's thousands of steps an epoch. A few hundred pictures give
-    a few dozen: after the first epoch the statistics would still be mostly their initial values (0 and 1), and the
-    network in evaluation mode would answer nonsense, by which the best epoch is chosen.
-
-    Args:
-        net: Changed.
-        steps_per_epoch: Of the training.
-
-    Returns:
-        The share of each step in the running statistics.
-    """
-    lowest, highest = _NORM_MOMENTUM
-    momentum = min(highest, max(lowest, _NORM_STEPS / steps_per_epoch))
-    for layer in net.modules():
-        if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.momentum = momentum
-    return momentum
-
-
 def _download(network: str) -> StartingWeights:
     """The library's own weights; kept by PyTorch for the next time, checked against the digest in their name.
 
@@ -146,9 +121,11 @@ def _download(network: str) -> StartingWeights:
     """
     url = url_map[network]
     try:
-        state = torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
+        # What it says of the download is no result.
+        with redirect_stdout(sys.stderr):
+            state = torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
         # Counters of batches, which files of PyTorch before 0.4.1 lack; a rate of forgetting makes them meaningless.
         with torch.device("meta"):
             expected = build(network, outputs=1).state_dict()
