@@ -1,95 +1,212 @@
-"""`make bench`: measures everything side by side in one run, prints a table, and writes bench-output/bench.json.
+"""`make bench`: measures everything side by side in one run, prints tables, and writes bench-output/bench.json.
 
-It takes about a quarter of an hour; ``--quick`` leaves out what is slow (the whole reference, b7, many jobs).
+It takes about twenty minutes on two cores; ``--quick`` takes two or three, with b0 in place of b7 and the slow
+reference on a strip of the picture. ``--only`` runs some parts, of which ``--list`` gives the names. What is to be
+reached is shown beside each number and nothing is asserted: on a busy machine look at the load before each part.
 """
 
 import argparse
 import json
 import os
-import platform
 import sys
-from datetime import UTC, datetime
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from bench import jobs, network, rolling_ball
+from bench import (
+    feed,
+    jobs,
+    machine,
+    memory,
+    network,
+    predecessor,
+    queue_alone,
+    ratios,
+    rolling_ball,
+    stages,
+    two_nodes,
+)
+from bench.material import Material
+from bench.scale import FULL, QUICK, Scale
+from bench.summary import Row
+from contract.settings import ENVIRONMENT_PREFIX
 
 OUTPUT = Path("bench-output") / "bench.json"
 
+#: Characters in a line of the tables where they are not printed on a terminal.
+_FILE_WIDTH = 120
 
-def describe_machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-            if line.startswith("model name")
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that is measured.
+
+    Attributes:
+        title: Of its table.
+        measure: Takes the files, the scale, and the GPU or None.
+        rows: Its table's lines.
+    """
+
+    title: str
+    measure: Callable[[Material, Scale, int | None], dict[str, Any]]
+    rows: Callable[[dict[str, Any]], list[Row]]
+
+
+def _device(gpu: int | None) -> str:
+    return "cpu" if gpu is None else f"cuda:{gpu}"
+
+
+#: In the order in which they run: jobs and the predecessor follow each other, for they are compared.
+PARTS = {
+    "rolling_ball": Part(
+        "Rolling ball",
+        lambda _material, scale, _gpu: rolling_ball.measure(whole=scale.whole_reference),
+        rolling_ball.rows,
+    ),
+    "stages": Part(
+        "Each stage alone",
+        lambda material, scale, gpu: stages.measure(material, scale, device=_device(gpu)),
+        stages.rows,
+    ),
+    "jobs": Part(
+        "Jobs through one node",
+        lambda material, scale, gpu: jobs.measure(material, scale, gpu=gpu),
+        jobs.rows,
+    ),
+    "predecessor": Part(
+        "The predecessor on the same picture",
+        lambda material, scale, gpu: predecessor.measure(material, scale, device=_device(gpu)),
+        predecessor.rows,
+    ),
+    "two_nodes": Part(
+        "One node and two, on the CPU",
+        lambda material, scale, _gpu: two_nodes.measure(material, scale),
+        two_nodes.rows,
+    ),
+    "explanations": Part(
+        "Explanations, on the CPU",
+        lambda _material, scale, _gpu: network.measure(
+            network=scale.large_network, size=scale.input_size, repetitions=min(3, scale.repetitions)
         ),
-        platform.processor(),
-    )
-    return {
-        "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "load_before": os.getloadavg()[0],
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+        network.rows,
+    ),
+    "queue": Part(
+        "The queue alone",
+        lambda material, scale, _gpu: queue_alone.measure(material, scale),
+        queue_alone.rows,
+    ),
+    "memory": Part(
+        "Memory",
+        lambda material, scale, gpu: memory.measure(material, scale, gpu=gpu),
+        memory.rows,
+    ),
+    "feed": Part(
+        "Training",
+        lambda _material, scale, _gpu: feed.measure(pictures=scale.feed_pictures, epochs=scale.feed_epochs),
+        feed.rows,
+    ),
+}
 
 
-def rows(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """The table: what, how much, and what was to be reached."""
-    ball, net, job, memory = (results[name] for name in ("rolling_ball", "network", "job", "memory"))
-    whole = "whole" if ball["reference_rows"] == ball["shape"][0] else "scaled from a strip"
-    engine = {name: f"{value['engine']:.0f} MiB" for name, value in memory["peak_memory_mib"].items()}
-    return [
-        (f"Rolling ball, reference package ({whole})", f"{ball['reference_s']:.1f} s", ""),
-        ("Rolling ball, ours, warm", f"{ball['median_s'] * 1000:.0f} ms", ""),
-        ("  ratio", f"{ball['ratio_median']} times", "200 times"),
-        ("  equal in every pixel compared", str(ball["equal"]), "True"),
-        (f"{net['network']} forward", f"{net['forward_s'] * 1000:.0f} ms", ""),
-        ("  Grad-CAM on top", f"{net['closed_form_share_percent']:.2f} %", "3 %"),
-        ("  forward + backward, predecessor's way", f"{net['backward_frozen_s'] * 1000:.0f} ms", ""),
-        ("  ratio to ours with its map", f"{net['ratio_frozen']:.1f} times", "3 times"),
-        (f"One job, {job['network']}, submit to result", f"{job['submit_to_result_ms']:.0f} ms", ""),
-        ("  of which the engine", f"{job['engine_ms']:.0f} ms", ""),
-        ("  of which everything else", f"{job['overhead_ms']:.1f} ms", "50 ms"),
-        *((f"    stage {stage}", f"{value:.0f} ms", "") for stage, value in job["stages_ms"].items()),
-        (f"Peak memory of the engine, {memory['network']}, {memory['jobs']} jobs", engine["all"], "constant"),
-        ("  after a tenth and after half of them", f"{engine['tenth']}, {engine['half']}", ""),
+def run(
+    scale: Scale,
+    *,
+    only: Sequence[str] = (),
+    gpu: int | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        scale: How much.
+        only: Names of `PARTS`; all of them if it is empty.
+        gpu: Index of the GPU that nodes run on; None for the CPU.
+        tell: Is told which part begins.
+
+    Returns:
+        ``machine``, ``scale``, ``gpu``; ``parts`` by name, each with ``load_before``, ``took_s`` and what it has
+        ``found``; and ``ratios`` between them.
+    """
+    report: dict[str, Any] = {"machine": machine.describe(), "scale": asdict(scale), "gpu": gpu, "parts": {}}
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        material = Material(Path(folder))
+        for name in [name for name in PARTS if not only or name in only]:
+            tell(name)
+            load_before, began = machine.load(), time.perf_counter()
+            found = PARTS[name].measure(material, scale, gpu)
+            took_s = round(time.perf_counter() - began, 1)
+            report["parts"][name] = {"load_before": load_before, "took_s": took_s, "found": found}
+    results = {name: part["found"] for name, part in report["parts"].items()}
+    report["ratios"] = ratios.compare(results, network=scale.large_network)
+    return report
+
+
+def tables(report: dict[str, Any]) -> list[Table]:
+    """One for each part, and one for what they say together."""
+    made = [
+        _table(f"{PARTS[name].title} (load before: {part['load_before']})", PARTS[name].rows(part["found"]))
+        for name, part in report["parts"].items()
     ]
+    together = ratios.rows(report["ratios"])
+    return [*made, _table("Together", together)] if together else made
 
 
-def main() -> None:
-    """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about two minutes, with b0 and few jobs")
-    quick = parser.parse_args().quick
-    large = "efficientnet-b0" if quick else "efficientnet-b7"
-    results: dict[str, Any] = {"machine": describe_machine()}
-    steps = {
-        "rolling_ball": lambda: rolling_ball.measure(whole=not quick),
-        "network": lambda: network.measure(network=large, repetitions=3),
-        "job": lambda: jobs.measure(network="efficientnet-b0", jobs=10 if quick else 30),
-        "memory": lambda: jobs.measure(network=large, jobs=20 if quick else 200),
-    }
-    for name, step in steps.items():
-        print(f"measuring {name} …", file=sys.stderr, flush=True)
-        results[name] = step()
-    OUTPUT.parent.mkdir(exist_ok=True)
-    OUTPUT.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    machine = results["machine"]
-    table = Table("measured", "value", "to reach", title=f"{machine['processor']}, {machine['cores']} cores")
-    for row in rows(results):
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table("measured", "median (least to most)", "to reach", title=title, title_justify="left")
+    for row in rows:
         table.add_row(*row)
-    Console().print(table)
-    print(f"{OUTPUT}")
+    return table
+
+
+def _parts(names: str) -> list[str]:
+    chosen = names.split(",")
+    if unknown := [name for name in chosen if name not in PARTS]:
+        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print and write; takes the command line's arguments if none are given."""
+    parser = argparse.ArgumentParser(
+        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="two or three minutes, with b0 and few jobs")
+    parser.add_argument("--only", type=_parts, default=[], metavar="NAME[,NAME]", help="some parts")
+    parser.add_argument("--list", action="store_true", help="print the names of the parts")
+    parser.add_argument("--soak", action="store_true", help="memory over 5,000 jobs, with b0 and tiny pictures")
+    parser.add_argument("--gpu", type=int, metavar="N", help="run nodes on this GPU, alone visible to them")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help=f"where the JSON goes ({OUTPUT})")
+    options = parser.parse_args(arguments)
+    if options.list:
+        print("\n".join(PARTS))
+        return
+    # What is measured are the defaults, and not the settings of whoever measures.
+    for name in [name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX)]:
+        del os.environ[name]
+    scale = QUICK if options.quick else FULL
+    if options.soak:
+        scale = replace(scale, memory_network="efficientnet-b0", memory_jobs=5000, memory_tiny=True)
+    report = run(
+        scale,
+        only=options.only,
+        gpu=options.gpu,
+        tell=lambda name: print(f"measuring {name} …", file=sys.stderr, flush=True),
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    # Into a file or through a pipe there is no width to find out.
+    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+    about = report["machine"]
+    console.print(f"{about['processor']}, {about['usable_cores']} cores, {', '.join(about['gpus']) or 'no GPU'}")
+    for table in tables(report):
+        console.print(table)
+    print(options.output)
 
 
 if __name__ == "__main__":

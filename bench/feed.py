@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from bench.network import random_network
 from bench.rolling_ball import HEIGHT_PX, WIDTH_PX
+from bench.summary import Row, rounded
+from bench.untrained import untrained_network
 from panoramic.network import NETWORKS
 from panoramic.preprocess import CHANNEL_MEAN, CHANNEL_STD, FULL_INPUT_SIZE, remove_background
 from panoramic.view import View
@@ -157,7 +158,7 @@ def _draw(folder: Path, count: int) -> tuple[list[Picture], list[tuple[Image.Ima
 
 
 def _step(network: str, device: torch.device, *, ours: bool) -> Step:
-    net = random_network(network).train()
+    net = untrained_network(network).train()
     if ours:
         net = FoldModule(net, learning_rate=1e-3, seed=0, stream=0).net
     net = net.to(device)
@@ -189,6 +190,19 @@ def _epoch(batches: Iterable[Any], step: Step) -> tuple[float, float]:
         since = time.perf_counter()
     ended = time.perf_counter()
     return ended - began, waiting_s + ended - since
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """For the table."""
+    lines: list[Row] = [(f"Training {found['network']} in batches of {found['batch']}, {found['device']}", "", "")]
+    for side, title in (("ours", "fed from our cache"), ("predecessor", "fed in the predecessor's way")):
+        times = found[side]
+        lines += [
+            (f"  {title}", f"{rounded(times['pictures_per_s'])} pictures/s", ""),
+            ("    waiting for data", f"{times['waiting_share_percent']:.1f} %", ""),
+            ("    the feed alone", f"{rounded(times['feed_alone_pictures_per_s'])} pictures/s", ""),
+        ]
+    return [*lines, ("  ratio", f"{found['ratio']:.2f} times", "")]
 
 
 def main() -> None:

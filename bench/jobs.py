@@ -1,130 +1,107 @@
-"""Times whole jobs through a real node: what the queue adds to the engine's own time, and how memory grows.
+"""Times whole jobs through a real node: the first one, one after another, and with several waiting."""
 
-``python -m bench.jobs`` takes about a minute with the demonstration's b0, ``--network efficientnet-b7 --jobs 200``
-about ten.
-"""
-
-import argparse
-import json
-import os
-import re
-import statistics
-import tempfile
-import time
-from pathlib import Path
 from typing import Any
 
-import cv2
-import psutil
-
-from bench.network import random_network
-from bench.rolling_ball import HEIGHT_PX, WIDTH_PX
-from contract.settings import Settings
-from local.stack import Node, Stack, worker_command
-from panoramic.manifest import ModelDescription
-from panoramic.model_file import save_model
-from panoramic.network import NETWORKS
-from producer.client import Client
-from training.phantoms.phantom import draw_phantom, draw_truth
+from bench.floor import Floor, best_rate, sum_ms
+from bench.floor import rows as floor_rows
+from bench.material import Material
+from bench.running import Running, rates, running
+from bench.scale import Scale
+from bench.summary import Row, rounded, shown, spread
+from local.stack import Node, worker_command
+from worker.screening import STAGES
 
 
-def peak_memory_mib(pid: int) -> float:
-    """Most memory that a process has had resident, in MiB (`VmHWM` of Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found[1]) / 1024 if found else float("nan")
-
-
-def measure(*, network: str = "efficientnet-b0", jobs: int = 30) -> dict[str, Any]:
-    """Submit synthetic radiographs one after another to a node with random weights, and wait for each.
-
-    Args:
-        network: One of `panoramic.network.NETWORKS`.
-        jobs: How many, after three to warm up.
+def measure(material: Material, scale: Scale, *, gpu: int | None = None) -> dict[str, Any]:
+    """Run jobs with each network, between two measurements of the floor: others may use the machine too.
 
     Returns:
-        Medians in milliseconds: ``submit_to_result_ms``, ``engine_ms`` and their difference, ``overhead_ms``; the
-        engine's ``stages_ms``; and the ``peak_memory_mib`` of each of the node's processes after a tenth of the
-        jobs, after half and after all.
+        By network: ``floor_before`` and ``floor_after`` (`bench.floor.Floor.measure`), ``cold``, ``warm``, ``waiting``
+        by the number of jobs; ``ratio_to_irreducible`` of a warm job; and ``share_of_floor_percent`` that the most
+        waiting jobs reach, steadily and with the way of the first job through the node counted in.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = folder / "model.safetensors"
-        description = ModelDescription(name="bench", version="0", network=network)
-        save_model(model, description, state_dict=random_network(network).state_dict())
-        picture = folder / "radiograph.png"
-        truth = draw_truth(0, "C1", size_px=(HEIGHT_PX, WIDTH_PX))
-        cv2.imwrite(str(picture), draw_phantom(truth))
-        settings = Settings(state_dir=folder)
-        with Stack(
-            folder=folder / "redis",
-            nodes=[Node("bench")],
-            url_file=settings.local_url_file,
-            environment={**os.environ, "OSTEOPAN_STATE_DIR": str(folder)},
-            settings=settings,
-            worker_command=lambda node: worker_command(node, models=[model]),
-        ):
-            return _submit(settings, picture, folder / "out", jobs=jobs, network=network)
+    return {network: _of_network(material, scale, network, gpu) for network in scale.networks}
 
 
-def _submit(settings: Settings, picture: Path, destination: Path, *, jobs: int, network: str) -> dict[str, Any]:
-    marks = {max(1, jobs // 10): "tenth", jobs // 2: "half", jobs: "all"}
-    taken: list[tuple[float, dict[str, float]]] = []
-    memory: dict[str, dict[str, float]] = {}
-    with Client(settings) as client:
-        for number in range(-2, jobs + 1):
-            began = time.perf_counter()
-            job = client.submit({"img_path": str(picture), "destination_path": str(destination)})
-            result = client.result(job.job_id, wait_s=300)
-            wall_ms = (time.perf_counter() - began) * 1000
-            if result.result != "ok":
-                raise RuntimeError(f"a job failed: {result.error}")
-            for path in (result.saliency_img_path, result.overlay_img_path):
-                Path(path).unlink()
-            if number > 0:
-                taken.append((wall_ms, result.timings_ms))
-            if number in marks:
-                memory[marks[number]] = _memory_of_node()
+def _of_network(material: Material, scale: Scale, network: str, gpu: int | None) -> dict[str, Any]:
+    model = material.model(network, input_size=scale.input_size)
+    floor = Floor(material, scale, network=network, device="cpu" if gpu is None else f"cuda:{gpu}")
+    before = floor.measure()
+
+    def command(node: Node) -> list[str]:
+        return worker_command(node, models=[model])
+
+    starts: list[tuple[float, float, dict[str, float]]] = []
+    for number_of_start in range(scale.cold_starts):
+        with running(material, command, gpu=gpu) as site:
+            cold_ms, result = site.one(material.picture(scale.picture_px))
+            starts.append((site.start_s, cold_ms, result.timings_ms))
+            if number_of_start == scale.cold_starts - 1:
+                warm = _warm(site, material, scale)
+                waiting = _waiting(site, material, scale)
+    after = floor.measure()
+    most = waiting[str(max(scale.waiting))]
+    best = best_rate(before, after)
     return {
-        "network": network,
-        "jobs": jobs,
-        "submit_to_result_ms": statistics.median(wall for wall, _ in taken),
-        "engine_ms": statistics.median(timings["engine"] for _, timings in taken),
-        "overhead_ms": statistics.median(wall - timings["engine"] for wall, timings in taken),
-        "stages_ms": {
-            stage: statistics.median(timings[stage] for _, timings in taken)
-            for stage in ("read", "background", "network", "pictures")
+        "floor_before": before,
+        "floor_after": after,
+        "cold": {
+            "start_s": spread((start_s for start_s, _, _ in starts), digits=1),
+            "submit_to_result_ms": spread(cold_ms for _, cold_ms, _ in starts),
+            "stages_ms": _stages([timings for _, _, timings in starts]),
         },
-        "peak_memory_mib": memory,
+        "warm": warm,
+        "waiting": waiting,
+        "ratio_to_irreducible": round(warm["submit_to_result_ms"]["median"] / sum_ms(before, after), 3),
+        "floor_pictures_per_s": round(best, 3),
+        "share_of_floor_percent": {name: round(100 * found["median"] / best, 1) for name, found in most.items()},
     }
 
 
-def _memory_of_node() -> dict[str, float]:
-    """Peak memory by role of the processes below this one."""
-    roles = {
-        "worker run": "launcher",
-        "worker.node": "celery",
-        "spawn_main": "engine",
-        "decoder_child": "decoder",
-        "-server": "redis",
+def _warm(site: Running, material: Material, scale: Scale) -> dict[str, Any]:
+    jobs = [site.one(material.picture(scale.picture_px)) for _ in range(scale.warm_jobs)]
+    timings = [result.timings_ms for _, result in jobs]
+    return {
+        "submit_to_result_ms": spread(wall_ms for wall_ms, _ in jobs),
+        "engine_ms": spread(each["engine"] for each in timings),
+        "overhead_ms": spread(wall_ms - result.timings_ms["engine"] for wall_ms, result in jobs),
+        "stages_ms": _stages(timings),
     }
-    found = {}
-    for process in psutil.Process().children(recursive=True):
-        command = " ".join(process.cmdline())
-        for part, role in roles.items():
-            if part in command:
-                found[role] = round(peak_memory_mib(process.pid), 1)
-    return found
 
 
-def main() -> None:
-    """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="efficientnet-b0")
-    parser.add_argument("--jobs", type=int, default=30)
-    options = parser.parse_args()
-    print(json.dumps(measure(network=options.network, jobs=options.jobs)))
+def _stages(timings: list[dict[str, float]]) -> dict[str, Any]:
+    return {stage: spread(each[stage] for each in timings) for stage in STAGES}
 
 
-if __name__ == "__main__":
-    main()
+def _waiting(site: Running, material: Material, scale: Scale) -> dict[str, Any]:
+    pictures = material.pictures(scale.picture_px, max(scale.waiting))
+    return {
+        str(count): rates([site.all(pictures[:count]) for _ in range(scale.waiting_repetitions)])
+        for count in scale.waiting
+    }
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """For the table."""
+    lines: list[Row] = []
+    for network, of_network in found.items():
+        cold, warm = of_network["cold"], of_network["warm"]
+        share = of_network["share_of_floor_percent"]
+        lines += [
+            (network, "", ""),
+            *floor_rows(of_network["floor_before"]),
+            ("  starting a node whose graph is exported", shown(cold["start_s"], "s"), ""),
+            ("  first job of a node", shown(cold["submit_to_result_ms"], "ms"), ""),
+            ("  job at a warm node, submit to result", shown(warm["submit_to_result_ms"], "ms"), ""),
+            ("    of which outside the engine", shown(warm["overhead_ms"], "ms"), ""),
+            *((f"    stage {stage}", shown(warm["stages_ms"][stage], "ms"), "") for stage in STAGES),
+            ("    ratio to the irreducible stages", f"{of_network['ratio_to_irreducible']:.2f}", "below 1.4"),
+            *(
+                (f"  {count} waiting", shown(rate["per_s"], "pictures/s"), "")
+                for count, rate in of_network["waiting"].items()
+            ),
+            ("    share of the floor, first to last", f"{rounded(share['per_s'])} %", "90 %"),
+        ]
+        if "steady_per_s" in share:
+            lines.append(("    share of the floor, steadily", f"{rounded(share['steady_per_s'])} %", "90 %"))
+    return lines

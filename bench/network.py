@@ -1,41 +1,32 @@
-"""Times Grad-CAM in closed form against what it saves: a backward pass through the network.
+"""Times Grad-CAM in closed form against its general form, Captum's, and the predecessor's gradient at the input.
 
-``python -m bench.network`` takes about three minutes for the published network, b7 at 449×954; ``--network
+``python -m bench.network`` takes about four minutes for the published network, b7 at 449×954; ``--network
 efficientnet-b0`` takes seconds.
 """
 
 import argparse
 import json
-import statistics
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from efficientnet_pytorch import EfficientNet
+from captum.attr import LayerGradCam
 
-from panoramic.grad_cam import closed_form
-from panoramic.network import NETWORKS, build, forward_with_activation, fuse_for_inference, head_weight
+from bench.summary import Row, Spread, shown, spread
+from bench.untrained import untrained_network
+from panoramic.grad_cam import closed_form, general_form
+from panoramic.network import EXPLAINED_MODULE, NETWORKS, forward_with_activation, fuse_for_inference, head_weight
 from panoramic.preprocess import FULL_INPUT_SIZE
 
-#: (height, width) on which the batch norms are set; any that leaves a few places in the last activation will do.
-_CALIBRATION_SIZE = (160, 320)
-
-
-def random_network(network: str) -> EfficientNet:
-    """A network of seeded random weights whose signal does not die out.
-
-    The batch norms' statistics are taken from noise. With the library's initial values activations shrink over the
-    blocks to denormal numbers, which processors work on many times more slowly than on a trained network's.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        net = build(network, outputs=2)
-        for module in net.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = None
-        net(torch.randn(2, 3, *_CALIBRATION_SIZE))
-    return net.eval()
+#: What gives an answer with its map otherwise than in closed form, by the name of its time.
+WITH_BACKWARD = {
+    "captum_ms": "Captum's LayerGradCam",
+    "general_form_ms": "general form",
+    "saliency_frozen_ms": "the predecessor's input gradient",
+    "saliency_trainable_ms": "the same, parameters not frozen",
+}
 
 
 def measure(
@@ -43,9 +34,10 @@ def measure(
 ) -> dict[str, Any]:
     """Time one picture through the network, with and without explanations, each in turn in every repetition.
 
-    Ours runs as the worker does: batch norms fused, channels-last, in inference mode. The predecessor's runs in the
-    library's own layout: forward, then backward from the largest logit to the input, whose absolute gradient is its
-    map; once with frozen parameters, as the predecessor has them, and once with trainable ones, PyTorch's default.
+    Everything runs in PyTorch on the CPU, so that what is compared is the method and not the library. Ours runs as the
+    worker's fused PyTorch does: batch norms folded, channels-last, in inference mode. The others run in the package's
+    own layout, for which PyTorch must keep a record: the general form and Captum's go back from the logit to the last
+    activation, the predecessor's map to the input.
 
     Args:
         network: One of `panoramic.network.NETWORKS`.
@@ -53,14 +45,15 @@ def measure(
         repetitions: How often each is timed, after one run to warm up.
 
     Returns:
-        ``threads``; medians in seconds: ``forward_s`` (ours, with the activation kept), ``closed_form_s`` (our map
-        from it), ``library_forward_s``, ``backward_frozen_s`` and ``backward_default_s`` (each forward and backward
-        together); ``closed_form_share_percent`` of the forward pass; ``ratio_frozen`` and ``ratio_default``: how many
-        times as long as our answer with its map the predecessor's takes.
+        ``threads``; times in milliseconds: ``forward_ms`` (ours, with the activation kept), ``closed_form_ms`` (our map
+        from it), ``library_forward_ms``, and those of `WITH_BACKWARD`; ``closed_form_share_percent`` of the forward
+        pass; ``ratios`` by the names of `WITH_BACKWARD`: how many times as long as our answer with its map.
     """
     x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).clamp(-2, 2.6)
-    plain = random_network(network)
-    ours = fuse_for_inference(random_network(network).requires_grad_(False)).to(memory_format=torch.channels_last)
+    plain = untrained_network(network).requires_grad_(requires_grad=False)
+    pooling = plain.get_submodule(EXPLAINED_MODULE)
+    ours = fuse_for_inference(untrained_network(network).requires_grad_(requires_grad=False))
+    ours.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # PyTorch's types lack it
     ours_x = x.to(memory_format=torch.channels_last)
     kept: dict[str, torch.Tensor] = {}
 
@@ -76,7 +69,14 @@ def measure(
         with torch.inference_mode():
             plain(x)
 
-    def backward(*, trainable: bool) -> None:
+    def captum() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it warns of hooks that it sets itself
+            LayerGradCam(plain, pooling).attribute(
+                x.clone().requires_grad_(), 1, attribute_to_layer_input=True, relu_attributions=True
+            )
+
+    def saliency(*, trainable: bool) -> None:
         plain.requires_grad_(trainable)
         asked = x.clone().requires_grad_()
         plain(asked).max().backward()
@@ -84,32 +84,46 @@ def measure(
             raise RuntimeError("no gradient reached the input")
         asked.grad.abs().amax(dim=1)
         plain.zero_grad(set_to_none=True)
+        plain.requires_grad_(requires_grad=False)
 
-    steps: dict[str, Callable[[], None]] = {
-        "forward_s": forward,
-        "closed_form_s": explain,
-        "library_forward_s": library_forward,
-        "backward_frozen_s": lambda: backward(trainable=False),
-        "backward_default_s": lambda: backward(trainable=True),
+    steps: dict[str, Callable[[], object]] = {
+        "forward_ms": forward,
+        "closed_form_ms": explain,
+        "library_forward_ms": library_forward,
+        "captum_ms": captum,
+        "general_form_ms": lambda: general_form(plain, pooling, x, class_index=1, at_input=True),
+        "saliency_frozen_ms": lambda: saliency(trainable=False),
+        "saliency_trainable_ms": lambda: saliency(trainable=True),
     }
-    times_s: dict[str, list[float]] = {name: [] for name in steps}
+    times_ms: dict[str, list[float]] = {name: [] for name in steps}
     for repetition in range(repetitions + 1):
         for name, step in steps.items():
             began = time.perf_counter()
             step()
             if repetition > 0:
-                times_s[name].append(time.perf_counter() - began)
-    medians_s = {name: statistics.median(values) for name, values in times_s.items()}
-    with_map_s = medians_s["forward_s"] + medians_s["closed_form_s"]
+                times_ms[name].append((time.perf_counter() - began) * 1000)
+    found: dict[str, Spread] = {name: spread(values) for name, values in times_ms.items()}
+    with_map_ms = found["forward_ms"]["median"] + found["closed_form_ms"]["median"]
     return {
         "network": network,
         "size": size,
         "threads": torch.get_num_threads(),
-        **medians_s,
-        "closed_form_share_percent": 100 * medians_s["closed_form_s"] / medians_s["forward_s"],
-        "ratio_frozen": medians_s["backward_frozen_s"] / with_map_s,
-        "ratio_default": medians_s["backward_default_s"] / with_map_s,
+        **found,
+        "closed_form_share_percent": 100 * found["closed_form_ms"]["median"] / found["forward_ms"]["median"],
+        "ratios": {name: round(found[name]["median"] / with_map_ms, 2) for name in WITH_BACKWARD},
     }
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """For the table."""
+    return [
+        (f"{found['network']} in PyTorch, forward", shown(found["forward_ms"], "ms"), ""),
+        ("  closed form on top", shown(found["closed_form_ms"], "ms"), ""),
+        ("    share of the forward pass", f"{found['closed_form_share_percent']:.2f} %", "3 %"),
+        ("  forward in the package's own layout", shown(found["library_forward_ms"], "ms"), ""),
+        *((f"  {title}, with its passes", shown(found[name], "ms"), "") for name, title in WITH_BACKWARD.items()),
+        *((f"    ratio, {title}", f"{found['ratios'][name]:.1f} times", "") for name, title in WITH_BACKWARD.items()),
+    ]
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from cv2_rolling_ball import subtract_background_rolling_ball
 from numpy.typing import NDArray
 
+from bench.summary import Row
 from panoramic.rolling_ball import subtract_background, warm_up
 
 HEIGHT_PX, WIDTH_PX = 1270, 2800
@@ -76,6 +77,18 @@ def measure(*, whole: bool = False, runs: int = 15) -> dict[str, Any]:
         "ratio_median": round(reference_s / median_s),
         "equal": bool((subtract_background(part, RADIUS_PX) == expected).all()),
     }
+
+
+def rows(found: dict[str, Any]) -> list[Row]:
+    """For the table."""
+    height, width = found["shape"]
+    return [
+        (f"Reference package on {found['reference_rows']} of {height} rows of {width} px", "", ""),
+        ("  for the whole picture", f"{found['reference_s']:.1f} s", ""),
+        ("  ours, warm", f"{1000 * found['median_s']:.0f} ms (least {1000 * found['best_s']:.0f})", ""),
+        ("  ratio", f"{found['ratio_median']} times (most {found['ratio_best']})", "400 times"),
+        ("  equal in every pixel compared", "yes" if found["equal"] else "NO", "yes"),
+    ]
 
 
 def main() -> None:
