@@ -22,8 +22,8 @@ from local.stack import Node, Stack, WorkerCommand, child_environment, describe_
 #: Name of the picture that is drawn when none is given.
 SYNTHETIC_IMAGE_NAME = "synthetic-radiograph.png"
 
-#: Warning of a result that was computed with random weights.
-WARNING_NOT_TRAINED = "model_not_trained"
+#: Warning of a result of the model that ships.
+WARNING_DEMONSTRATION = "demonstration_model"
 
 #: Who ends the demonstration does not want its job any more.
 WORKER_PATIENCE_S = 3.0
@@ -181,9 +181,9 @@ def summarise(result: JobResult, progress: Progress) -> None:
         rows += [("Warnings", ", ".join(result.warnings))] if result.warnings else []
         for label, value in rows:
             progress.say(f"  {label:<14}{value}")
-    if WARNING_NOT_TRAINED in result.warnings:
+    if WARNING_DEMONSTRATION in result.warnings:
         progress.say(
-            "The model is not trained: its weights are random. This shows that the system works, "
+            "The model was trained on synthetic radiographs alone. This shows that the system works, "
             "and says nothing about the radiograph.",
             style="yellow",
         )

@@ -70,7 +70,7 @@ class ModelDescription(_Frozen):
     """`panoramic.radiograph.pixel_digest` of every picture that had a part in the weights, or in any choice."""
     intended_use: Annotated[str, Field(min_length=1, max_length=2000)] = RESEARCH_USE
     notices: tuple[_Code, ...] = ()
-    """Warning codes that every result of this model carries, such as ``model_not_trained``."""
+    """Warning codes that every result of this model carries, such as ``demonstration_model``."""
 
     @model_validator(mode="after")
     def _classes_make_sense(self) -> Self:

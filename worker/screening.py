@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from contract.errors import ErrorCode, JobError, SettingsError
 from panoramic import rolling_ball
 from panoramic.decoder import DecoderProcess
-from panoramic.demonstration import ensure_demonstration_model
+from panoramic.demonstration import demonstration_model
 from panoramic.errors import (
     DecoderTimeoutError,
     ImageError,
@@ -127,7 +127,7 @@ class Screener:
         self.hands = settings.hands or max(1, usable_cores() // 4)
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        paths = settings.model or (ensure_demonstration_model(settings.state_dir / "models"),)
+        paths = settings.model or (demonstration_model(),)
         self._runtimes: dict[str, LoadedRuntime] = {}
         for path in paths:
             try:

@@ -34,7 +34,7 @@ def test_every_error_code_is_explained() -> None:
 
 def test_every_warning_is_explained() -> None:
     ours = {code.value for code in ImageWarning}
-    ours |= {EXPLANATION_EMPTY, RUNTIME_FALLBACK, "model_not_trained", "demonstration_model"}
+    ours |= {EXPLANATION_EMPTY, RUNTIME_FALLBACK, "demonstration_model"}
     assert first_cells("Warnings") == ours
 
 

@@ -93,7 +93,7 @@ def answer(claim: Claim, name: str, *, fails: bool) -> JobResult:
         overlay_img_path=str(pictures[1]),
         probability=0.25,
         threshold=0.5,
-        warnings=("model_not_trained",),
+        warnings=("demonstration_model",),
         **common,
     )
 

@@ -26,7 +26,14 @@ def test_result_is_the_only_line_on_standard_output(start, tmp_path):
         "Starting a worker (loads the network)",
         "Screening the radiograph",
     ]
-    summary = ["Stand-in", "0.25", result["saliency_img_path"], result["overlay_img_path"], "not trained", RESEARCH_USE]
+    summary = [
+        "Stand-in",
+        "0.25",
+        result["saliency_img_path"],
+        result["overlay_img_path"],
+        "synthetic radiographs alone",
+        RESEARCH_USE,
+    ]
     positions = [program.stderr.index(text) for text in steps + summary]
     assert positions == sorted(positions)
     assert (tmp_path / "synthetic-radiograph.png").is_file()

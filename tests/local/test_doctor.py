@@ -161,12 +161,13 @@ def test_setting_that_cannot_be_used_is_a_finding(start, environment):
 
 
 def test_damaged_model_file_is_a_failure(tmp_path):
-    from panoramic.demonstration import ensure_demonstration_model
+    from panoramic.demonstration import demonstration_model
 
-    model = ensure_demonstration_model(tmp_path)
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(demonstration_model().read_bytes())
     whole = check_model(model)
     assert whole.verdict is Verdict.OK
-    assert whole.found.startswith("demonstration-b0-untrained 1, SHA-256 ")
+    assert whole.found.startswith("demonstration-b0 1, SHA-256 ")
     content = bytearray(model.read_bytes())
     content[-1000] ^= 1
     model.write_bytes(content)

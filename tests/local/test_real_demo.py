@@ -41,10 +41,10 @@ def test_the_demo_ends_with_the_result_and_two_pictures(surroundings: dict[str, 
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout.splitlines()[-1])
     assert result["result"] == "ok"
-    assert result["warnings"] == ["model_not_trained"]
+    assert result["warnings"] == ["demonstration_model"]
     assert Path(result["saliency_img_path"]).parent == surroundings["cwd"] / "demo-output"
     assert Path(result["overlay_img_path"]).stat().st_size > 100_000
-    assert "not trained" in ended.stderr
+    assert "synthetic radiographs alone" in ended.stderr
     assert RESEARCH_USE in ended.stderr
 
 

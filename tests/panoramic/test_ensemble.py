@@ -10,7 +10,7 @@ import torch
 from captum.attr import LayerGradCam
 from efficientnet_pytorch import EfficientNet
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.errors import ModelFileError
 from panoramic.grad_cam import closed_form, general_form
 from panoramic.manifest import ModelDescription
@@ -39,7 +39,7 @@ DESCRIPTION = ModelDescription(
 @pytest.fixture(scope="module")
 def members() -> list[Weights]:
     """Three networks that differ in their heads, biases and last batch norms, and whose signal is alive."""
-    body = demonstration_network().state_dict()
+    body = untrained_network().state_dict()
     networks = []
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)

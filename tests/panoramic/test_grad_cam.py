@@ -8,7 +8,7 @@ from captum.attr import LayerGradCam
 from efficientnet_pytorch import EfficientNet
 from torch import nn
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.grad_cam import closed_form, general_form
 from panoramic.network import forward_with_activation, head_weight
 
@@ -46,7 +46,7 @@ class Breaks(nn.Module):
 
 @pytest.fixture(scope="module")
 def b0() -> EfficientNet:
-    return demonstration_network()
+    return untrained_network()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from cv2_rolling_ball import subtract_background_rolling_ball
 from efficientnet_pytorch import EfficientNet
 from PIL import Image
 
-from panoramic.demonstration import demonstration_network
+from bench.untrained import untrained_network
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
 from panoramic.runtime import Classifier
@@ -45,7 +45,7 @@ def predecessors_answer(path: Path, grey: np.ndarray, *, outputs: int) -> tuple[
 
 @pytest.mark.parametrize("outputs", [2, 1000])
 def test_same_answers_as_the_predecessor(tmp_path: Path, outputs: int) -> None:
-    weights = demonstration_network().state_dict()
+    weights = untrained_network().state_dict()
     if outputs == 1000:  # trained with two classes, the rest of the head has learnt never to answer
         weights["_fc.weight"] = torch.cat([weights["_fc.weight"], torch.zeros(998, 1280)])
         weights["_fc.bias"] = torch.cat([weights["_fc.bias"], torch.full((998,), -9.0)])

@@ -375,7 +375,7 @@ def test_a_real_node_counts_what_it_did(story: SimpleNamespace) -> None:
     assert samples["osteopan_jobs_total,error=image_not_found,outcome=failed"] == 1
     assert samples["osteopan_stage_duration_seconds_count,stage=queued"] == 3
     assert 0 < samples["osteopan_stage_duration_seconds_sum,stage=network"] < 60
-    assert samples["osteopan_score_count,model=demonstration-b0-untrained,version=1"] == 1
+    assert samples["osteopan_score_count,model=demonstration-b0,version=1"] == 1
     assert samples["osteopan_output_disk_free_bytes"] > 0
     assert samples["osteopan_queue_depth,priority=urgent"] == 0
     assert [value for name, value in samples.items() if name.startswith("osteopan_model_info,device=cpu")] == [1]

@@ -40,7 +40,7 @@ def test_a_radiograph_gets_a_diagnosis_and_two_pictures(node: Any, phantom: Path
     assert result.probability is not None
     assert result.threshold == 0.5
     assert (result.probability >= result.threshold) == (result.diagnosis == "Patient with Osteoporosis")
-    assert result.warnings == ("model_not_trained",)
+    assert result.warnings == ("demonstration_model",)
     assert result.model is not None
     assert "For research use only" in result.model.intended_use
     assert result.explanation is not None
@@ -175,7 +175,7 @@ def test_a_model_that_is_not_loaded_is_said_with_those_that_are(node: Any, phant
     result = screen(node, phantom, tmp_path, model="another")
     assert result.error is not None
     assert result.error.code.value == "model_unavailable"
-    assert "demonstration-b0-untrained" in result.error.message
+    assert "demonstration-b0" in result.error.message
 
 
 def test_urgent_jobs_go_first(node: Any, phantom: Path, tmp_path: Path) -> None:
