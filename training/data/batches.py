@@ -23,7 +23,7 @@ Item = tuple[torch.Tensor, int, int]
 #: Batches that each worker has ready.
 _AHEAD: Final = 2
 #: Where workers hand over their batches on Linux.
-_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 - only asked how much room it has
+_SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108  # nosec B108 - only asked how much room it has
 
 # Each use of the seed draws from a stream of its own.
 _ORDER, _ALTERATION, _DOUBLING = range(3)

@@ -176,7 +176,8 @@ def _render(
         undefined_somewhere=_undefined_somewhere(assessment),
         without_width=_without_width(assessment),
         min_per_bin=MIN_PER_BIN,
-        figures={name: Markup(svg) for name, svg in _draw(assessment, predictions).items()},  # noqa: S704 - drawn by us
+        # Drawn by us, and matplotlib escapes text.
+        figures={name: Markup(svg) for name, svg in _draw(assessment, predictions).items()},  # noqa: S704  # nosec B704
         # The matrix with each row's share, since counts alone mislead where classes differ in size.
         shares=assessment.confusion / np.maximum(assessment.confusion.sum(axis=1, keepdims=True), 1),
         cases=cases,
