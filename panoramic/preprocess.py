@@ -73,17 +73,21 @@ def prepare(pixels: NDArray[np.uint8], *, input_size: tuple[int, int] = FULL_INP
     return to_tensor(remove_background(pixels), input_size=input_size)
 
 
-def remove_background(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Even out the exposure: subtract what a ball of 180 px radius, rolled under the grey levels, can reach.
+def remove_background(
+    pixels: NDArray[np.uint8], *, radius_px: int = BALL_RADIUS_PX, threads: int | None = None
+) -> NDArray[np.uint8]:
+    """Even out the exposure: subtract what a ball, rolled under the grey levels, can reach.
 
     Args:
         pixels: (H, W) grey levels, bone bright.
+        radius_px: Of the ball; the networks know none but the published one.
+        threads: How many share the work; None for one a core.
 
     Returns:
         (H, W) grey levels above the background.
     """
     _check_grey(pixels, name="pixels")
-    return subtract_background(pixels, radius_px=BALL_RADIUS_PX)
+    return subtract_background(pixels, radius_px=radius_px, threads=threads)
 
 
 def to_tensor(background_removed: NDArray[np.uint8], *, input_size: tuple[int, int]) -> NDArray[np.float32]:

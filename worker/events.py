@@ -18,6 +18,9 @@ logger = structlog.stdlib.get_logger(__name__)
 #: Events that wait to be sent, at most; while Redis is away, later ones are dropped.
 MOST_WAITING = 1000
 
+#: Events are sent together, so often (s).
+SEND_PAUSE_S = 0.1
+
 #: Rest after Redis could not be told (s).
 PAUSE_S = 2.0
 
@@ -85,3 +88,4 @@ class TaskEvents:
             dispatcher.send(kind, **fields)
             if self._waiting.empty():
                 dispatcher.flush()
+                time.sleep(SEND_PAUSE_S)

@@ -19,6 +19,9 @@ logger = structlog.stdlib.get_logger(__name__)
 
 T = TypeVar("T")
 
+#: What the ledger heard of a job so long ago (s) is new enough: shorter stages go by without a word.
+NEWS_S = 0.05
+
 #: While Redis is away, what it is to be told is said again after this pause (s), doubled each time up to the second.
 INSISTENCE_PAUSE_S = (0.1, 2.0)
 
@@ -61,6 +64,7 @@ class LeaseKeeper:
         self._pause_s = pause_s
         self.away = False
         self._stop = threading.Event()
+        self._heard = time.monotonic()
         self.noted = ""
 
     def start(self) -> None:
@@ -73,13 +77,13 @@ class LeaseKeeper:
         self._stop.set()
 
     def enter(self, stage: str) -> None:
-        """Note that a stage begins.
+        """Note that a stage begins, unless the ledger has only just heard of the job.
 
         Raises:
             JobError: The job has been cancelled.
             LeaseLostError: Another worker has it.
         """
-        if self.away:
+        if self.away or time.monotonic() - self._heard < NEWS_S:
             return
         try:
             answer = self._ledger.heartbeat(self._claim, stage)
@@ -88,6 +92,7 @@ class LeaseKeeper:
             # limit that strikes here has been used up by waiting for Redis.
             self.away = True
             return
+        self._heard = time.monotonic()
         if answer is Heartbeat.LOST:
             raise LeaseLostError(f"job {self._claim.job_id} is no longer held under token {self._claim.token}")
         if answer is Heartbeat.CANCELLED:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -148,6 +149,16 @@ class Screener:
             self._runtimes[name] = runtime
         self._limits = Limits()
         self._stack = ExitStack()
+        self._remove_background: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+        if settings.background == "gpu":
+            from worker.background import GpuBackground
+
+            background = GpuBackground()
+            self._stack.callback(background.close)
+            self._remove_background = background.remove
+        else:
+            # All hands together have as many threads as there are cores.
+            self._remove_background = partial(remove_background, threads=max(1, usable_cores() // self.hands))
         self._decoders: SimpleQueue[DecoderProcess] = SimpleQueue()
 
     def __enter__(self) -> Self:
@@ -237,7 +248,7 @@ class Screener:
                 # After the picture, so that a wrong path leaves no empty folder; before the work, not to waste it.
                 destination = opened.enter_context(open_destination(destination_path, roots=settings.output_roots))
             with _timed("background", timings_ms, on_stage):
-                tensor = to_tensor(remove_background(radiograph.pixels), input_size=manifest.input_size)
+                tensor = to_tensor(self._remove_background(radiograph.pixels), input_size=manifest.input_size)
             return Prepared(
                 loaded,
                 Path(img_path).stem,

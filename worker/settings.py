@@ -38,6 +38,7 @@ class WorkerSettings(Settings):
         precision: `auto`, `float32` or `float16`.
         hands: Threads that read and prepare pictures, and as many that draw and write them, while the network runs; 0
             takes a quarter of the cores, at least one.
+        background: What removes the background: the `cpu`, or the `gpu` of a node that has one.
         batch_size: With several jobs waiting, so many go through the network together; 0 takes 1 on a CPU, where more
             gain nothing, and 16 on a GPU.
         log_format: `console` for people, `json` for machines.
@@ -59,6 +60,7 @@ class WorkerSettings(Settings):
     runtime: RuntimeChoice = RuntimeChoice.AUTO
     precision: Precision = Precision.AUTO
     hands: int = Field(default=0, ge=0, le=256)
+    background: Literal["cpu", "gpu"] = "cpu"
     batch_size: int = Field(default=0, ge=0, le=256)
     log_format: Literal["console", "json"] = "console"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

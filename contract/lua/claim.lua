@@ -22,7 +22,8 @@ elseif job[1] == 'queued' or (job[1] == 'running' and tonumber(job[2]) <= now) t
     attempts = redis.call('HINCRBY', KEYS[1], 'attempts', 1)
   end
   token = redis.call('HINCRBY', KEYS[1], 'token', 1)
-  redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'stage', outcome, 'nonce', ARGV[5])
+  redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'nonce', ARGV[5],
+    'stage', outcome == 'exhausted' and outcome or 'read')
   redis.call('ZREM', KEYS[2], ARGV[1])
 else
   return { job[1] }

@@ -26,7 +26,7 @@ for queue = 1, 2 do
         return taken
       end
       local token = redis.call('HINCRBY', key, 'token', 1)
-      redis.call('HSET', key, 'state', 'running', 'worker', ARGV[3], 'stage', 'claimed', 'nonce', ARGV[6],
+      redis.call('HSET', key, 'state', 'running', 'worker', ARGV[3], 'stage', 'read', 'nonce', ARGV[6],
         'attempts', 1, 'lease_until_ms', lease_until)
       redis.call('ZREM', KEYS[3], headers.id)
       redis.call('ZADD', KEYS[4], lease_until, headers.id)

@@ -19,6 +19,8 @@ from PIL import Image
 
 from contract.jobs import JobResult, JobState
 from contract.settings import Settings
+from panoramic.demonstration import demonstration_model
+from panoramic.model_file import load_model
 
 Wait = Callable[..., Any]
 PREDECESSOR_KEYS = ["result", "diagnosis", "saliency_img_path", "overlay_img_path"]
@@ -38,7 +40,7 @@ def test_a_radiograph_gets_a_diagnosis_and_two_pictures(node: Any, phantom: Path
     assert result.error is None
     assert result.diagnosis in ("Healthy Patient", "Patient with Osteoporosis")
     assert result.probability is not None
-    assert result.threshold == 0.5
+    assert result.threshold == load_model(demonstration_model()).manifest.threshold
     assert (result.probability >= result.threshold) == (result.diagnosis == "Patient with Osteoporosis")
     assert result.warnings == ("demonstration_model",)
     assert result.model is not None
