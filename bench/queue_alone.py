@@ -36,6 +36,7 @@ def measure(material: Material, scale: Scale) -> dict[str, Any]:
     Returns:
         ``jobs``; ``submitted_per_s`` by one producer; ``throughput``, from the first claim to the last result by the
         clock of Redis; ``cpu_ms_per_job`` by role, processor time that others' load on the machine hardly changes;
+        ``kept_bytes_per_job``, memory of Redis for a job that has ended, until it expires;
         ``single_ms``, submit to result in an idle system, and what 95 of 100 stay below, ``single_p95_ms``.
     """
     folder = material.new_folder("queue")
@@ -43,6 +44,7 @@ def measure(material: Material, scale: Scale) -> dict[str, Any]:
     with EmbeddedRedis(folder / "redis") as server:
         settings = Settings(state_dir=material.state_dir, redis_url=server.url)
         with Client(settings) as client:
+            empty_bytes = client.ledger.client.info("memory")["used_memory"]
             began = time.perf_counter()
             jobs = client.submit_many([request] * scale.queue_jobs)
             submitting_s = time.perf_counter() - began
@@ -63,6 +65,7 @@ def measure(material: Material, scale: Scale) -> dict[str, Any]:
             with stack:
                 cpu_ms = _follow(client, stack)
                 results = list(client.results([job.job_id for job in jobs], PATIENCE_S))
+                kept_bytes = client.ledger.client.info("memory")["used_memory"] - empty_bytes
                 single_ms = []
                 for _ in range(scale.queue_single_jobs):
                     began = time.perf_counter()
@@ -73,6 +76,7 @@ def measure(material: Material, scale: Scale) -> dict[str, Any]:
                 "submitted_per_s": round(scale.queue_jobs / submitting_s, 1),
                 "throughput": rates([span(client, results)]),
                 "cpu_ms_per_job": cpu_ms,
+                "kept_bytes_per_job": round(kept_bytes / scale.queue_jobs),
                 "single_ms": spread(single_ms),
                 "single_p95_ms": round(sorted(single_ms)[int(0.95 * len(single_ms))], 3),
             }
@@ -114,6 +118,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
             (f"    processor time of {role}, a job", f"{rounded(taken_ms)} ms", "")
             for role, taken_ms in found["cpu_ms_per_job"].items()
         ),
+        ("  memory of Redis for an ended job", f"{found['kept_bytes_per_job']:,} bytes", ""),
         ("  submitting them, one producer", f"{rounded(found['submitted_per_s'])} jobs/s", ""),
         ("One job in an idle system, submit to result", shown(found["single_ms"], "ms"), "below 10 ms"),
         ("  95 of 100 within", f"{rounded(found['single_p95_ms'])} ms", ""),

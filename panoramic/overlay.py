@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from panoramic.manifest import RESEARCH_USE
+from panoramic.manifest import RESEARCH_USE, Manifest
 from panoramic.png import encode_indexed, encode_rgb
+
+if TYPE_CHECKING:  # it needs PyTorch, and drawing does not
+    from panoramic.classification import Classification
 
 #: Opacity of the map where it is strongest; below, the radiograph shows through in proportion.
 MAX_OPACITY = 0.6
@@ -59,6 +63,24 @@ class Caption:
         odds = f"Probability of “{self.finding_label}” {self.probability:.3f} (threshold {self.threshold:.3f})"
         about = "  ·  ".join((f"Model {self.model}", f"layer {self.layer}", *self.notices))
         return evidence, odds, about, RESEARCH_USE
+
+
+def caption_of(manifest: Manifest, classification: Classification) -> Caption:
+    """What stands under the overlay of a model's answer: class, probability, model, layer, and the model's notices."""
+    return Caption(
+        class_label=classification.diagnosis,
+        finding_label=manifest.classes[manifest.finding_index].label,
+        probability=classification.probability,
+        threshold=manifest.threshold,
+        model=f"{manifest.name} {manifest.version}",
+        layer=classification.layer,
+        notices=notices_of(manifest),
+    )
+
+
+def notices_of(manifest: Manifest) -> tuple[str, ...]:
+    """What else must be said about a model, in words: ``MODEL NOT TRAINED``."""
+    return tuple(code.replace("_", " ").upper() for code in manifest.notices)
 
 
 def lookup_table(colormap: Colormap) -> NDArray[np.uint8]:

@@ -91,7 +91,7 @@ def remove_background(
 
 
 def to_tensor(background_removed: NDArray[np.uint8], *, input_size: tuple[int, int]) -> NDArray[np.float32]:
-    """Resize, scale to [0, 1] and normalise, with torchvision's arithmetic.
+    """Resize, scale to [0, 1] and normalise: `shrink`, then `normalise`.
 
     Args:
         background_removed: (H, W) from `remove_background`.
@@ -99,6 +99,25 @@ def to_tensor(background_removed: NDArray[np.uint8], *, input_size: tuple[int, i
 
     Returns:
         (3, h, w).
+
+    Raises:
+        ValueError: As `prepare`.
+    """
+    return normalise(shrink(background_removed, input_size=input_size))
+
+
+def shrink(background_removed: NDArray[np.uint8], *, input_size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize as torchvision's ``Resize`` does to a picture of 8 bits.
+
+    Args:
+        background_removed: (H, W) from `remove_background`.
+        input_size: (h, w) that the network takes.
+
+    Returns:
+        (h, w) grey levels, read-only.
+
+    Raises:
+        ValueError: As `prepare`.
     """
     _check_grey(background_removed, name="background_removed")
     height, width = input_size
@@ -106,8 +125,23 @@ def to_tensor(background_removed: NDArray[np.uint8], *, input_size: tuple[int, i
         raise ValueError(f"input_size is {input_size}; height and width must be at least 1 pixel")
     # The predecessor repeats the grey level in three channels first. Pillow filters each channel alone, so resizing
     # one and repeating it afterwards gives the same bits for a third of the work.
-    resized = Image.fromarray(background_removed).resize((width, height), Image.Resampling.BILINEAR)
-    scaled = np.asarray(resized).astype(np.float32) / np.float32(255)  # (h, w)
+    return np.asarray(Image.fromarray(background_removed).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def normalise(shrunk: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Scale to [0, 1] and normalise, with the arithmetic of torchvision's ``ToTensor`` and ``Normalize``.
+
+    Args:
+        shrunk: (h, w) from `shrink`.
+
+    Returns:
+        (3, h, w).
+
+    Raises:
+        ValueError: Not a two-dimensional array of 8-bit grey levels.
+    """
+    _check_grey(shrunk, name="shrunk")
+    scaled = shrunk.astype(np.float32) / np.float32(255)  # (h, w)
     mean = np.array(CHANNEL_MEAN, np.float32)[:, None, None]
     std = np.array(CHANNEL_STD, np.float32)[:, None, None]
     # Two roundings, as in `sub_(mean).div_(std)`: folding them into one multiply-add would change the last bit.

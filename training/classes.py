@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from panoramic.manifest import HEALTHY_OR_OSTEOPOROSIS, DiagnosisClass
-from training.errors import DatasetError
+from training.errors import ClassFolderError, DatasetError
 
 
 class TrainingClass(DiagnosisClass):
@@ -40,8 +40,9 @@ def choose_classes(
         finding: Which class the screening looks for.
 
     Raises:
-        DatasetError: Fewer than two classes, an unknown folder, one used twice, a wrong number of labels, two equal
-            labels, a name or label that is not 1 to 200 printable characters, or a finding that is no class.
+        ClassFolderError: An unknown folder.
+        DatasetError: Fewer than two classes, a folder used twice, a wrong number of labels, two equal labels, a name or
+            label that is not 1 to 200 printable characters, or a finding that is no class.
     """
     published = {c.name: c.label for c in HEALTHY_OR_OSTEOPOROSIS}
     names = tuple(wanted) or (tuple(published) if set(published) <= set(folders) else tuple(sorted(folders)))
@@ -56,7 +57,7 @@ def choose_classes(
     used = [folder for name in names for folder in parts[name]]
     for folder in used:
         if folder not in folders:
-            raise DatasetError(f"class folder {folder!r} does not exist; sub-folders found: {there}")
+            raise ClassFolderError(f"class folder {folder!r} does not exist; sub-folders found: {there}")
     if len(set(used)) < len(used):
         raise DatasetError(f"classes are {', '.join(names)}, but a folder may belong to one class only")
     if labels and len(labels) != len(names):

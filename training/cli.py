@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.command import faults_told
 from training.data import cli as data_cli
@@ -18,6 +16,7 @@ from training.explain import cli as explain_cli
 from training.fit import cli as fit_cli
 from training.fit import cli_final
 from training.phantoms.truth import MEAN_SIZE_PX, CorticalClass
+from training.progress import ProgressBars
 from training.report import cli as report_cli
 
 _MEAN_SIZE = "x".join(map(str, MEAN_SIZE_PX))
@@ -53,30 +52,17 @@ def phantoms(
     """Write a set of synthetic radiographs, one folder a class, with their truth in truth.csv."""
     from training.phantoms.phantom_set import write_set
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True))
-    task = progress.add_task("phantoms", total=max(n, 0))
-
-    def advance() -> None:
-        # Not before the first picture: a mistake is answered by its sentence alone.
-        progress.start()
-        progress.advance(task)
-
-    with faults_told(f"{out} holds the pictures written so far, each whole, and no truth.csv"):
-        try:
-            table = write_set(
-                out,
-                n,
-                seed,
-                size_px=parse_size(size),
-                second_picture_share=second_picture_share,
-                classes=parse_classes(classes),
-                processes=processes,
-                on_written=advance,
-            )
-        finally:
-            if progress.live.is_started:
-                progress.stop()
+    with faults_told(f"{out} holds the pictures written so far, each whole, and no truth.csv"), ProgressBars() as bars:
+        table = write_set(
+            out,
+            n,
+            seed,
+            size_px=parse_size(size),
+            second_picture_share=second_picture_share,
+            classes=parse_classes(classes),
+            processes=processes,
+            on_written=bars.add("phantoms", total=max(n, 0)).advance,
+        )
     typer.echo(table)
 
 

@@ -4,6 +4,7 @@
 
     TrainingError
     ├── DatasetError            a folder, a picture, a list of patients or annotations cannot be used
+    │   └── ClassFolderError    a class's folder is not there
     ├── RunError                a run's folder, configuration, folds or checkpoint cannot be used
     └── ResourcesError          memory or disk does not suffice
 
@@ -18,6 +19,10 @@ class TrainingError(Exception):
 
 class DatasetError(TrainingError):
     """A folder, a picture, a list of patients or a file of annotations cannot be used."""
+
+
+class ClassFolderError(DatasetError):
+    """A data set has no folder of the name that a class was given."""
 
 
 class RunError(TrainingError):

@@ -119,7 +119,14 @@ def process(job_id: str) -> None:
     """Process the job of this id, if it is still to be had."""
     if child is None:
         raise RuntimeError("no engine in this process: the task runs in a node's child only")
-    child.line.process(job_id)
+    from worker.line import EngineStuckError
+
+    try:
+        child.line.process(job_id)
+    except EngineStuckError as error:
+        # A new child can read what this one's threads would never have room for.
+        logger.critical("engine_stuck", node=settings.node, reason=str(error))
+        os._exit(1)
 
 
 @signals.setup_logging.connect

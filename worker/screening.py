@@ -30,7 +30,7 @@ from panoramic.errors import (
 )
 from panoramic.manifest import Manifest
 from panoramic.model_file import load_model
-from panoramic.overlay import Caption, overlay_png, saliency_png, scale_map
+from panoramic.overlay import Caption, caption_of, overlay_png, saliency_png, scale_map
 from panoramic.preprocess import remove_background, to_tensor
 from panoramic.radiograph import Limits
 from panoramic.runtime import Classification
@@ -311,7 +311,7 @@ class Screener:
                     prepared.stem,
                     saliency=saliency_png(strength, colormap),
                     overlay=overlay_png(
-                        prepared.pixels, strength, colormap=colormap, caption=_caption(manifest, classification)
+                        prepared.pixels, strength, colormap=colormap, caption=caption_of(manifest, classification)
                     ),
                     now=datetime.now().astimezone(),
                     on_names=on_pictures,
@@ -386,15 +386,3 @@ def _coded_errors() -> Iterator[None]:
         torch.cuda.empty_cache()
         message = "the worker ran out of memory; run fewer nodes on this device, or give it more"
         raise JobError(ErrorCode.INTERNAL_ERROR, message, may_pass=True) from error
-
-
-def _caption(manifest: Manifest, classification: Classification) -> Caption:
-    return Caption(
-        class_label=classification.diagnosis,
-        finding_label=manifest.classes[manifest.finding_index].label,
-        probability=classification.probability,
-        threshold=manifest.threshold,
-        model=f"{manifest.name} {manifest.version}",
-        layer=classification.layer,
-        notices=tuple(code.replace("_", " ").upper() for code in manifest.notices),
-    )

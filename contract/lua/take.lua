@@ -2,8 +2,9 @@
 -- KEYS urgent and routine queue (Celery's lists), queued, running
 -- ARGV prefix of a job's key, task, worker, lease_ms, count, nonce
 -- Returns for each job: id, token, attempts, request, submitted_ms, now.
--- It stops at the first message that is not for it: of a job that has been tried before or is to be cancelled, which is
--- better run alone, or of something else altogether. A message whose job is no longer queued leads nowhere and goes.
+-- It stops at the first message that is not for it: of a job that has been tried before, has lost its worker or is to be
+-- cancelled, which is better run alone, or of something else altogether. A message whose job has ended, or is in good
+-- hands, leads nowhere and goes.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local lease_until = now + tonumber(ARGV[4])
@@ -20,7 +21,11 @@ for queue = 1, 2 do
       return taken
     end
     local key = ARGV[1] .. headers.id
-    local job = redis.call('HMGET', key, 'state', 'attempts', 'cancel_requested', 'request', 'submitted_ms')
+    local job = redis.call('HMGET', key, 'state', 'attempts', 'cancel_requested', 'request', 'submitted_ms',
+      'lease_until_ms')
+    if job[1] == 'running' and tonumber(job[6]) <= now then
+      return taken
+    end
     if job[1] == 'queued' then
       if job[2] ~= '0' or job[3] then
         return taken

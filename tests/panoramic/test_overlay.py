@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from contract.jobs import RESEARCH_USE as CONTRACT_RESEARCH_USE
-from panoramic.manifest import RESEARCH_USE
-from panoramic.overlay import Caption, Colormap, lookup_table, overlay_png, saliency_png, scale_map
+from panoramic.classification import Classification
+from panoramic.manifest import RESEARCH_USE, Manifest
+from panoramic.overlay import Caption, Colormap, caption_of, lookup_table, overlay_png, saliency_png, scale_map
 
 CAPTION = Caption(
     class_label="Patient with Osteoporosis",
@@ -97,6 +98,27 @@ def test_the_caption_names_class_model_and_research_use() -> None:
     for part in ("Patient with Osteoporosis", "0.731", "Model m 1", "MODEL NOT TRAINED", RESEARCH_USE):
         assert part in text
     assert CONTRACT_RESEARCH_USE == RESEARCH_USE
+
+
+def test_the_caption_is_of_the_answer_and_its_model() -> None:
+    manifest = Manifest(
+        name="m",
+        version="1",
+        network="efficientnet-b0",
+        notices=("model_not_trained",),
+        sha256="0" * 64,
+    )
+    answer = Classification(
+        probability=0.731,
+        probabilities={"C1": 0.269, "C3": 0.731},
+        class_index=1,
+        class_name="C3",
+        diagnosis="Patient with Osteoporosis",
+        cam=np.zeros((2, 3), np.float32),
+        layer="_conv_head",
+        method="Grad-CAM",
+    )
+    assert caption_of(manifest, answer) == CAPTION
 
 
 def test_pictures_carry_no_metadata() -> None:

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from panoramic.preprocess import CROP_INPUT_SIDE, default_input_size, prepare, remove_background, to_tensor
+from panoramic.preprocess import (
+    CROP_INPUT_SIDE,
+    default_input_size,
+    normalise,
+    prepare,
+    remove_background,
+    shrink,
+    to_tensor,
+)
 from panoramic.rolling_ball import subtract_background
 from panoramic.view import View
 
@@ -47,6 +55,15 @@ def test_every_grey_level_has_torchvisions_bits() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
 
     assert_same_bits(to_tensor(levels, input_size=(16, 16)), as_torchvision(levels, (16, 16)))
+
+
+def test_the_two_steps_are_torchvisions_resize_and_the_rest() -> None:
+    grey = np.random.default_rng(7).integers(0, 256, (121, 292), np.uint8)
+    small = Image.fromarray(grey).convert("RGB").resize((96, 45), Image.Resampling.BILINEAR)
+
+    shrunk = shrink(grey, input_size=(45, 96))
+    np.testing.assert_array_equal(shrunk, np.asarray(small)[..., 0])
+    assert_same_bits(normalise(shrunk), as_torchvision(grey, (45, 96)))
 
 
 def test_prepares_with_a_ball_of_180_px_first() -> None:

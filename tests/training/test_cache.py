@@ -96,6 +96,23 @@ def test_several_processes_make_the_same_and_the_second_run_makes_nothing(
         np.testing.assert_array_equal(cache.load(entry), alone.load(entry))
 
 
+def test_after_an_unwanted_picture_the_others_are_only_read(
+    cache: PictureCache, phantoms: list[Picture], tmp_path: Path
+) -> None:
+    digests = [pixel_digest(load_radiograph(picture.path).pixels) for picture in phantoms]
+
+    found = cache.prepare(phantoms, processes=1, unwanted=[digests[1], "f" * 32])
+
+    assert [entry.digest for entry in found] == digests
+    kept = {path.stem for path in files_of(tmp_path) if path.suffix == ".npy"}
+    assert kept == {entry.key for entry in found[:2]}
+    # What is there already is known at once.
+    assert cache.prepare(phantoms[::-1], processes=1, unwanted=[digests[1]]) == found[::-1]
+    assert {path.stem for path in files_of(tmp_path)} == kept
+    assert cache.prepare(phantoms, processes=1, unwanted=["f" * 32]) == found
+    assert len(files_of(tmp_path)) == 2 * len(phantoms)
+
+
 def test_an_entry_belongs_to_content_view_and_size(
     cache: PictureCache, pictures: list[Picture], tmp_path: Path
 ) -> None:

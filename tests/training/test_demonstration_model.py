@@ -48,6 +48,8 @@ def test_its_card_names_the_commands_that_made_it() -> None:
     card = demonstration_model().with_suffix(".md").read_text(encoding="utf-8")
     for command in ("training phantoms", "training kfold", "training final"):
         assert command in card
+    # An option in a file that does not travel with the card would be hidden.
+    assert "--config" not in card
     assert "Not a medical device" in card
 
 

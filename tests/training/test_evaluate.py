@@ -110,9 +110,16 @@ def test_command_writes_what_the_worker_would_have_answered(
     numbers = json.loads((out / "report.json").read_text())
     assert numbers["thresholds"]["by_fold"] == {"0": 0.4}
     assert numbers["facts"]["Data"]["Data set"] == "phantoms"
-    assert numbers["facts"]["Data"]["Folders left out"] == "C2"
-    assert numbers["facts"]["Model"]["Trained on"] == "1 pictures, none of them here"
-    assert numbers["notes"][0] == "The model says of itself: model not trained."
+    assert numbers["facts"]["Data"]["Folders left out"] == "C2 (12 files)"
+    assert numbers["facts"]["Model"]["Trained on"] == "1 pictures, none of them here with identical pixels"
+    assert numbers["notes"][1] == "The model says of itself: model not trained."
+    synthetic = f"All {len(rows)} pictures are synthetic radiographs (phantoms), drawn by a program"
+    assert numbers["notes"][0].startswith(f"{synthetic}. ")
+    assert numbers["facts"]["Data"]["Synthetic pictures"] == synthetic
+    assert (numbers["phantoms"], numbers["patients_known"]) == (len(rows), True)
+    assert "<h1>tiny 1 on phantoms, synthetic radiographs (phantoms)</h1>" in (out / "report.html").read_text()
+    claim = {row["item"]: row for row in numbers["checklists"]["CLAIM 2024"]}
+    assert claim["19"]["answer"].startswith("No picture with identical pixels had a part")
     assert "brightness" in numbers["shortcuts"]
     with (data / "truth.csv").open(newline="") as lines:
         whose = {row["path"]: row["patient_id"] for row in csv.DictReader(lines)}
@@ -136,6 +143,26 @@ def test_pictures_of_the_training_are_refused_with_their_list(
         assert f"  {digest}  {name}" in told.splitlines()
 
 
+def test_pictures_of_the_training_are_refused_before_the_others_are_prepared(
+    data: Path, weights: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    digests = [pixel_digest(load_radiograph(file).pixels) for file in pictures(data).values()]
+    path = model_file(tmp_path, weights, trained_on=tuple(digests))
+    code, _, told = run(path, data, "--out", tmp_path / "out", "--cache", tmp_path / "cache")
+    assert code == 2
+    assert f"{len(digests)} of {len(digests)} pictures had a part in the model's training" in told
+    # A few were at work in other processes when the first was found.
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) < len(digests)
+
+
+def test_missing_data_set_is_one_sentence(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    path = model_file(tmp_path, weights, trained_on=())
+    code, shown, told = run(path, tmp_path / "nope", "--out", tmp_path / "out")
+    assert (code, shown) == (2, "")
+    sentence = f"training: data set {tmp_path / 'nope'} cannot be listed: No such file or directory; "
+    assert told == f"{sentence}name a folder of class folders\n"
+
+
 def test_model_that_hides_its_training_is_judged_with_a_warning(
     data: Path, weights: dict[str, torch.Tensor], cache: Path, tmp_path: Path
 ) -> None:
@@ -144,7 +171,11 @@ def test_model_that_hides_its_training_is_judged_with_a_warning(
     assert code == 0
     numbers = json.loads((tmp_path / "out" / "report.json").read_text())
     assert any("does not say what it was trained on" in note for note in numbers["notes"])
-    assert numbers["facts"]["Data"]["Patients"].endswith("each picture was taken for a patient of its own")
+    assert numbers["facts"]["Data"]["Patients"] == "unknown; each picture was counted as one of its own"
+    assert any(note.startswith("No patients were named") for note in numbers["notes"])
+    claim = {row["item"]: row for row in numbers["checklists"]["CLAIM 2024"]}
+    assert "cannot be checked: the model does not say what it was trained on" in claim["19"]["answer"]
+    assert claim["19"]["lacks"] == "what the model was trained on; who is on which picture"
 
 
 def test_folder_that_holds_something_is_left_alone(
@@ -197,7 +228,10 @@ def test_copies_and_unjudged_shortcuts_are_told(
     path = model_file(tmp_path, weights, trained_on=())
     code, _, told = run(path, small, "--out", tmp_path / "out", "--cache", cache, "--resamples", "100")
     assert code == 0, told
-    notes = " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["notes"])
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    notes = " ".join(numbers["notes"])
+    # Five files, two of them the same picture; and without the truth beside them nobody can tell that it is drawn.
+    assert (numbers["pictures"], numbers["patients"], numbers["phantoms"]) == (5, 4, 0)
     digest = pixel_digest(load_radiograph(copied).pixels)[:8]
     assert f"Pictures that are in the data set more than once: 1 ({digest}); in more than one class: 1." in notes
     assert "Shortcuts were not judged:" in notes

@@ -117,7 +117,7 @@ def finished(
     classes = tuple(cls.as_answer() for cls in dataset.classes)
     config = TrainingConfig(
         network="efficientnet-b0", folds=2, epochs=5, input_size=SIZE, threshold_rule="youden", workers=0, threads=1,
-        augmentation="none", out=out, cache=cache_folder, seed=3,
+        augmentation="none", out=out, cache=cache_folder, seed=3, patients="(.+)",
     ).resolved()  # fmt: skip
     run = RunFolder(out / "efficientnet-b0_set_Batch4_5Ep")
     run.create(
@@ -167,7 +167,9 @@ def finished(
         "Training": {"Seed": "3"},
         "Software": {"torch": torch.__version__},
     }
-    context = ReportContext("A run", facts, threshold_rule="youden", notes=("A note | for <all>.",), resamples=50)
+    context = ReportContext(
+        "A run", facts, threshold_rule="youden", notes=("A note | for <all>.",), patients_known=True, resamples=50
+    )
     write_report(run.path, together, context=context)
     return run.path
 
@@ -276,6 +278,42 @@ def test_half_precision_and_the_demonstrations_notice(run: RunFolder) -> None:
     assert "Its figures say nothing of patients" in card
 
 
+def recorded(run: RunFolder, **changes: object) -> None:
+    """Let the run's record say something else."""
+    path = run.path / "configuration.json"
+    record = json.loads(path.read_text())
+    record["config"] |= {name: changes.pop(name) for name in list(changes) if name in record["config"]}
+    path.write_text(json.dumps(record | changes))
+
+
+def test_a_run_on_phantoms_makes_a_demonstration_without_being_told(run: RunFolder) -> None:
+    recorded(run, phantoms=8)
+
+    made = make_final(run, None, options=FinalOptions(How.ENSEMBLE))
+
+    manifest = load_model(made).manifest
+    assert manifest.notices == ("demonstration_model",)
+    assert "phantoms" in manifest.intended_use
+    assert manifest.training_data.startswith("Synthetic radiographs (phantoms), which say nothing of patients. set: ")
+    card = made.with_suffix(".md").read_text()
+    (evaluated,) = re.findall(r"## Evaluation data\n\n(.*?)\n## ", card, re.DOTALL)
+    assert "on set, synthetic radiographs (phantoms): 8 pictures of 8 patients" in evaluated
+    (trained,) = re.findall(r"## Training data\n\n(.*?)\n## ", card, re.DOTALL)
+    assert trained.startswith("Synthetic radiographs (phantoms), which say nothing of patients.")
+
+
+def test_without_patients_the_card_claims_no_separation_by_patient(run: RunFolder) -> None:
+    recorded(run, patients="")  # of the configuration
+
+    made = make_final(run, None, options=FinalOptions(How.ENSEMBLE))
+
+    card = made.with_suffix(".md").read_text()
+    assert "8 pictures (each counted as a patient of its own; patients unknown) (4 C1, 4 C3), each judged once" in card
+    assert "whether it had seen other pictures of the same patient is unknown" in card
+    assert "of 8 patients" not in card
+    assert "had seen no picture of its patient" not in card
+
+
 def test_the_card_has_the_reports_numbers_and_the_commands(run: RunFolder, tmp_path: Path) -> None:
     options = FinalOptions(How.ENSEMBLE, commands=["training phantoms set --n 12", "training final run"])
 
@@ -324,9 +362,12 @@ def test_retraining_takes_everything_and_repeats_itself(
     assert one.manifest.sha256 == two.manifest.sha256
     assert set(one.manifest.trained_on) == {item.digest for item in prepared}
     assert (one.manifest.members, one.manifest.outputs) == (1, 2)
+    # The run was recorded before phantoms were looked for, and the pictures themselves are asked.
+    assert run.configuration().phantoms is None
+    assert one.manifest.notices == ("demonstration_model",)
     assert "all 8 pictures (4 C1, 4 C3) of 8 patients" in one.manifest.training_data
-    # Two epochs of two steps each: the median of 1 and 2 is 2.
-    assert one.state_dict["_bn0.num_batches_tracked"] == 4
+    # Batch norm's statistics are taken anew with the final weights: over all 8 pictures, in batches of 4.
+    assert one.state_dict["_bn0.num_batches_tracked"] == 2
     assert not any(torch.equal(one.state_dict["_fc.weight"], fold_weights(fold)["_fc.weight"]) for fold in (0, 1))
     assert "trained anew on all pictures for 2 epochs" in (run.path / "one.md").read_text()
     assert not list(run.path.glob("**/*.ckpt"))

@@ -153,6 +153,17 @@ def test_folds_of_other_pictures_are_refused(written: tuple[Path, tuple[Fold, ..
         read_folds(path, NAMES, ["f" * 32, *DIGESTS[1:]])
 
 
+def test_without_digests_all_the_rest_is_checked(written: tuple[Path, tuple[Fold, ...]]) -> None:
+    path, folds = written
+    assert read_folds(path, NAMES, patients=PATIENTS) == folds
+    with pytest.raises(RunError, match="names pictures that the data set does not hold: C2/ä23.png"):
+        read_folds(path, NAMES[:-1])
+    with pytest.raises(RunError, match="does not name every picture of the data set: C9/new.png"):
+        read_folds(path, [*NAMES, "C9/new.png"])
+    with pytest.raises(RunError, match="a patient in two parts"):
+        read_folds(path, NAMES, patients=[f"p{i % 7}" for i in range(24)])
+
+
 def test_folds_that_would_leak_are_refused(written: tuple[Path, tuple[Fold, ...]]) -> None:
     path, folds = written
     with pytest.raises(RunError, match="a patient in two parts"):

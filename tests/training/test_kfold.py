@@ -29,6 +29,7 @@ from panoramic.runtime import Classifier
 from training.cli import app
 from training.data.cache import PictureCache, Prepared
 from training.data.dataset import Dataset, find_dataset
+from training.data.folds import draw_folds, write_folds
 from training.data.patients import patient_rule
 from training.errors import ResourcesError, RunError
 from training.fit.checkpoints import BEST, LAST
@@ -115,6 +116,11 @@ def test_record_says_what_was_done_with_which_data_and_versions(run: RunFolder, 
     assert record.patients == len({picture.patient for picture in dataset.pictures}) < len(dataset.pictures)
     assert record.versions["torch"] == torch.__version__
     assert record.starting_weights == "none (random)"
+    assert record.command == (
+        f"training kfold {dataset.root} --network efficientnet-b0 --folds 2 --epochs 2 --input-size 64x160 "
+        f"--patients {dataset.root / 'truth.csv'} --threshold-rule youden --out {run.path.parent} "
+        f"--cache {run.path.parent.with_name('cache')}"
+    )
 
 
 def test_every_picture_is_tested_once_by_a_network_that_knows_neither_it_nor_its_patient(
@@ -197,12 +203,62 @@ def test_history_names_the_best_epoch_and_checkpoints_are_cleared_away(run: RunF
         assert [epoch.learning_rate for epoch in epochs] == [1e-3, 1e-3]
 
 
+def test_report_says_that_near_identical_pictures_were_not_looked_for(run: RunFolder) -> None:
+    notes = json.loads((run.path / "report.json").read_text())["notes"]
+    assert any(re.search("Near-identical pictures .* were not looked for; training check does", note) for note in notes)
+
+
 def test_report_names_no_picture_and_no_patient(run: RunFolder, dataset: Dataset) -> None:
     page = (run.path / "report.html").read_text() + (run.path / "report.json").read_text()
     assert RESEARCH_USE in page
     for picture in dataset.pictures:
         assert picture.path.stem not in page
         assert picture.patient not in page
+
+
+def test_run_on_phantoms_says_so_everywhere(run: RunFolder, dataset: Dataset) -> None:
+    n = len(dataset.pictures)
+    assert run.configuration().phantoms == n
+    page, numbers = (run.path / "report.html").read_text(), json.loads((run.path / "report.json").read_text())
+    told = f"All {n} pictures are synthetic radiographs (phantoms), drawn by a program"
+    assert f"<h1>{numbers['title']}</h1>" in page
+    assert numbers["title"].endswith("synthetic radiographs (phantoms)")
+    assert numbers["notes"][0].startswith(told)
+    assert numbers["facts"]["Data"]["Synthetic pictures"] == told
+    for fold in (0, 1):
+        manifest = load_model(run.model_path(fold)).manifest
+        assert manifest.notices == ("demonstration_model",)
+        assert "phantoms" in manifest.intended_use
+
+
+def test_report_tells_preprocessing_and_design(run: RunFolder) -> None:
+    facts = json.loads((run.path / "report.json").read_text())["facts"]
+    assert facts["Model"]["Preprocessing"] == load_model(run.model_path(0)).manifest.preprocessing
+    assert "stratified by class, grouped by patient;" in facts["Training"]["Design"]
+    assert facts["Data"]["Folders left out"] == "none"
+
+
+def test_report_of_an_earlier_versions_run_is_made_whole_by_going_on(run: RunFolder, place: Path, small: Path) -> None:
+    earlier = RunFolder(shutil.copytree(run.path, small.parent / "runs" / NAME))
+    path = earlier.path / "configuration.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in record.items() if k not in {"phantoms", "left_out"}}))
+    (small / "C2").mkdir()
+    for name in ("1.png", "2.png", "3.png"):
+        (small / "C2" / name).write_bytes(b"")
+    dataset = find_dataset(small, patients=patient_rule(str(place / "set" / "truth.csv")))
+    config = configuration(place, out=earlier.path.parent)
+
+    kfold(dataset, config, resume=True, hardware=Hardware(), progress_bar=False)
+
+    found = earlier.configuration()
+    assert (found.phantoms, found.left_out) == (len(dataset.pictures), {"C2": 3})
+    assert found.model_copy(update={"left_out": {}}) == run.configuration()
+    numbers = json.loads((earlier.path / "report.json").read_text())
+    assert numbers["facts"]["Data"]["Folders left out"] == "C2 (3 files)"
+    claim = {row["item"]: row["answer"] for row in numbers["checklists"]["CLAIM 2024"]}
+    assert claim["8"] == claim["10"] == "Folders left out: C2 (3 files)."
+    assert weights_of(earlier) == weights_of(run)
 
 
 def test_labels_of_the_test_part_cannot_change_the_weights(run: RunFolder, place: Path, dataset: Dataset) -> None:
@@ -301,6 +357,7 @@ def train(
     reads: int | None = None,
     contrary: bool = False,
     learning_rates: Sequence[float] = (),
+    progress_bar: bool = False,
     **changes: object,
 ) -> Trained:
     """Train on nine pictures; contrary: steered by the same nine, each said to be of the other class."""
@@ -321,7 +378,7 @@ def train(
         starting=starting_weights("none", network=config.network, view=config.view),
         hardware=Hardware(),
         learning_rates=learning_rates,
-        progress_bar=False,
+        progress_bar=progress_bar,
     )
 
 
@@ -360,6 +417,15 @@ def test_validation_loss_lowers_the_learning_rate_and_ends_the_training(
         assert rate == expected.param_groups[0]["lr"]
         plateau.step(loss)
     assert rates[-1] == pytest.approx(1e-4)
+
+
+def test_progress_bar_counts_epochs_from_one(
+    place: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(place, dataset, tmp_path / "fold", epochs=1, progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "Epoch 1/1" in shown
+    assert "Epoch 0" not in shown
 
 
 def test_running_out_of_memory_is_answered_with_what_to_change(place: Path, dataset: Dataset, tmp_path: Path) -> None:
@@ -401,6 +467,26 @@ def test_shuffled_labels_are_guessed_and_true_ones_are_not(tmp_path: Path, shuff
         assert auc["low"] < 0.5 < auc["high"]
     else:
         assert auc["low"] > 0.6
+
+
+def test_nothing_is_claimed_of_patients_who_were_not_named_and_a_copy_is_no_patient(tmp_path: Path) -> None:
+    write_told_apart(tmp_path / "set", shuffle=False)
+    shutil.copy(tmp_path / "set" / "C1" / "0.png", tmp_path / "set" / "C1" / "copy.png")
+    config = TrainingConfig(
+        network="efficientnet-b0", folds=2, epochs=1, input_size=(32, 80), out=tmp_path / "out", augmentation="none"
+    )
+    run = RunFolder(kfold(find_dataset(tmp_path / "set"), config, hardware=Hardware(), progress_bar=False))
+    numbers = json.loads((run.path / "report.json").read_text())
+    assert run.configuration().patients == numbers["patients"] == 40
+    assert (numbers["pictures"], numbers["patients_known"], numbers["phantoms"]) == (41, False, 0)
+    facts = numbers["facts"]
+    assert "Synthetic pictures" not in facts["Data"]
+    assert facts["Data"]["Patients"].startswith("unknown: none were named")
+    assert "stratified by class, each picture counted as a patient of its own;" in facts["Training"]["Design"]
+    claim = {row["item"]: row for row in numbers["checklists"]["CLAIM 2024"]}
+    assert claim["20"]["answer"] == "Picture: each picture was counted as a patient of its own; patients unknown."
+    assert claim["20"]["lacks"] == "who is on which picture"
+    assert load_model(run.model_path(0)).manifest.notices == ()
 
 
 def invoke(*arguments: str | Path) -> tuple[int, str, str]:
@@ -451,6 +537,20 @@ def test_fewer_patients_than_folds_are_told(small: Path, place: Path) -> None:
     assert "use fewer folds or add patients" in refused(small, place, "--folds", "40")
 
 
+def test_folds_that_cannot_be_are_told_before_any_picture_is_prepared(small: Path, place: Path, tmp_path: Path) -> None:
+    names = [f"{name}/{path.name}" for name in ("C1", "C3") for path in sorted((small / name).iterdir())]
+    drawn = draw_folds([name.startswith("C3") for name in names], names, folds=3, seed=0)
+    write_folds(tmp_path / "folds.json", drawn, names, ["0" * 32 for _ in names])
+    cache = tmp_path / "untouched"
+    assert "use fewer folds or add patients" in refused(small, place, "--cache", cache, "--folds", "40")
+    said = refused(small, place, "--cache", cache, "--folds-file", tmp_path / "folds.json")
+    assert "has 3 folds, and 5 are asked for: give --folds 3" in said
+    min((small / "C1").iterdir()).unlink()
+    said = refused(small, place, "--cache", cache, "--folds-file", tmp_path / "folds.json", "--folds", "3")
+    assert "names pictures that the data set does not hold" in said
+    assert not cache.exists()
+
+
 def test_unreadable_picture_is_named(small: Path, place: Path) -> None:
     (small / "C1" / "cut.png").write_bytes(min((small / "C1").iterdir()).read_bytes()[:300])
     assert "1 picture cannot be used" in refused(small, place)
@@ -487,6 +587,20 @@ def test_going_on_with_another_seed_is_refused(run: RunFolder, place: Path) -> N
     assert (status, printed) == (2, "")
     assert "cannot be gone on with, since seed was 0 and is now 5" in said
     assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+
+
+def test_going_on_with_other_epochs_or_batches_names_the_run_that_is_there(
+    place: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    there = tmp_path / NAME
+    there.mkdir()
+    (tmp_path / "efficientnet-b0_set_two_Batch4_2Ep").mkdir()
+    for change in ({"epochs": 3}, {"batch_size": 8}):
+        config = configuration(place, out=tmp_path, cache=tmp_path / "cache", **change)
+        with pytest.raises(RunError, match="does not exist, and there is (.*): to go on with that, give") as refusal:
+            kfold(dataset, config, resume=True, hardware=Hardware(), progress_bar=False)
+        assert f"there is {there}: to go on" in str(refusal.value)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_going_on_with_other_folds_is_refused(run: RunFolder, place: Path, dataset: Dataset, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Measures, thresholds and intervals, against scikit-learn, published values and simulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -90,6 +92,15 @@ def test_calibration_error_is_the_mean_gap_of_bins_of_equal_mass() -> None:
     assert points(of)["ece"] == pytest.approx(np.abs(share - predicted).mean(), abs=1e-12)
 
 
+@pytest.mark.parametrize(("n", "levels", "defined"), [(50, 50, True), (49, 49, False), (200, 5, True), (200, 4, False)])
+def test_calibration_error_needs_five_bins(n: int, levels: int, defined: bool) -> None:
+    # Ten pictures a bin, and equal scores share one.
+    scores = (np.arange(n) % levels + 0.5) / levels
+    truths = np.arange(n) % 2
+    error = points(Judged(scores, truths, truths))["ece"]
+    assert np.isfinite(error) == defined
+
+
 def test_equal_scores_share_a_bin() -> None:
     scores = np.array([0.1] * 60 + [0.2] * 15 + [0.3] * 25)
     bins = bin_of(scores)
@@ -134,12 +145,12 @@ def test_what_is_undefined_is_not_zero() -> None:
     nobody = points(Judged(scores, np.zeros(9, np.int64), (scores >= 0.5).astype(np.int64)))
     undefined = {key for key, value in nobody.items() if np.isnan(value)}
     assert undefined == {
-        *("auc", "average_precision", "sensitivity", "f1", "mcc", "calibration_slope", "calibration_intercept")
+        *("auc", "average_precision", "sensitivity", "f1", "mcc", "ece", "calibration_slope", "calibration_intercept")
     }
     assert nobody["precision"] == 0.0
     silent = points(Judged(scores, (scores > 0.4).astype(np.int64), np.zeros(9, np.int64)))
     # The scores separate the two perfectly: no finite slope either.
-    assert {key for key, value in silent.items() if np.isnan(value)} == {"precision", "mcc", "calibration_slope"}
+    assert {key for key, value in silent.items() if np.isnan(value)} == {"precision", "mcc", "ece", "calibration_slope"}
     assert silent["f1"] == 0.0
 
 
@@ -213,6 +224,21 @@ def test_pictures_of_a_patient_stay_together_in_every_resample() -> None:
     for key in ("auc", "sensitivity", "brier", "calibration_slope"):
         assert doubled.pooled[key].low == pytest.approx(once.pooled[key].low, abs=1e-9)
         assert doubled.pooled[key].high == pytest.approx(once.pooled[key].high, abs=1e-9)
+
+
+def test_patients_with_identical_pictures_are_one_in_the_intervals() -> None:
+    # The same 60 pictures filed twice, each copy under another patient's name.
+    of = judged(8, n=60)
+    once = predictions(of.scores, of.truths)
+    twice = predictions(np.repeat(of.scores, 2), np.repeat(of.truths, 2))
+    copied = replace(twice, digests=tuple(np.repeat(once.digests, 2).tolist()))
+    alone, together = assess(once, resamples=300), assess(copied, resamples=300)
+    assert len(set(copied.patients)) == 120
+    assert together.patients == alone.patients == 60
+    assert assess(twice, resamples=300).patients == 120
+    for key in ("auc", "sensitivity", "brier"):
+        assert together.pooled[key].low == pytest.approx(alone.pooled[key].low, abs=1e-9)
+        assert together.pooled[key].high == pytest.approx(alone.pooled[key].high, abs=1e-9)
 
 
 def test_every_resample_draws_as_many_patients_from_each_fold_as_it_has() -> None:

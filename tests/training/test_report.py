@@ -55,6 +55,7 @@ def context(**changes: Any) -> ReportContext:
         "facts": FACTS,
         "threshold_rule": "youden",
         "shortcuts": {"brightness": np.random.default_rng(2).random(N)},
+        "patients_known": True,
         "resamples": 100,
     }
     return ReportContext(**given | changes)
@@ -189,8 +190,12 @@ def test_numbers_are_those_of_the_page(report: tuple[str, dict[str, Any]]) -> No
     assert len(groups) == 4
     for group in groups:
         assert len(group) == 13
-        for found in group.values():
+        for key, found in group.items():
             assert set(found) == {"value", "low", "high", "n", "undefined"}
+            if key == "ece" and group is not numbers["pooled"]:
+                # 30 pictures a fold make three bins of ten.
+                assert (found["value"], found["undefined"]) == (None, 100)
+                continue
             assert f"{found['value']:.3f}".replace("-", "−") in text
             assert f"{found['low']:.3f} to {found['high']:.3f}".replace("-", "−") in text
     assert numbers["folds"]["1"]["auc"]["n"] == int((of.folds == 1).sum())
@@ -224,6 +229,100 @@ def test_saved_model_has_neither_folds_nor_their_mean(tmp_path: Path) -> None:
     assert numbers["mean_of_folds"] == {}
     assert 'id="folds"' not in text
     assert "one saved model" in text
+
+
+def answers(numbers: dict[str, Any], checklist: str = "CLAIM 2024") -> dict[str, tuple[str | None, str | None]]:
+    """What is answered and what is lacking, by item."""
+    return {row["item"]: (row["answer"], row["lacks"]) for row in numbers["checklists"][checklist]}
+
+
+def test_page_on_phantoms_says_so_before_any_number(tmp_path: Path) -> None:
+    text, numbers = written(tmp_path, predictions(), context(phantoms=N, notes=["Another."]))
+    assert "<h1>A run, synthetic radiographs (phantoms)</h1>" in text
+    assert "<title>A run, synthetic radiographs (phantoms)</title>" in text
+    told = "All 60 pictures are synthetic radiographs (phantoms), drawn by a program."
+    assert 0 < text.index(told) < text.index('<dl class="cards">')
+    assert numbers["notes"] == [f"{told} Phantoms are not patients: this says nothing of patients.", "Another."]
+    assert numbers["title"] == "A run, synthetic radiographs (phantoms)"
+    assert numbers["phantoms"] == N
+    limits, _ = answers(numbers)["40"]
+    assert limits is not None
+    assert limits.startswith("Phantoms are not patients")
+
+
+def test_few_phantoms_are_counted_and_none_are_not_mentioned(
+    tmp_path: Path, report: tuple[str, dict[str, Any]]
+) -> None:
+    _, numbers = written(tmp_path, predictions(), context(phantoms=7))
+    assert numbers["notes"][0].startswith("7 of 60 pictures are synthetic radiographs (phantoms)")
+    text, numbers = report
+    assert numbers["phantoms"] == 0
+    # The data set of these tests is called phantoms; nothing else speaks of them.
+    assert text.count("phantoms") == text.count("<td>phantoms</td>") + text.count("Data set: phantoms.")
+    assert "synthetic" not in text
+
+
+def test_separation_by_patient_is_claimed_only_where_patients_are_known(
+    tmp_path: Path, report: tuple[str, dict[str, Any]]
+) -> None:
+    text, numbers = report
+    assert answers(numbers)["20"] == ("Patient: all pictures of a patient are in the same part.", None)
+    assert "60 pictures of 60 patients" in text
+    assert "never saw its patient" in text
+    assert numbers["patients_known"]
+
+    text, numbers = written(tmp_path, predictions(), context(patients_known=False))
+    assert not numbers["patients_known"]
+    assert "patients unknown" in numbers["intervals"]["method"]
+    answer, lacks = answers(numbers)["20"]
+    assert answer == "Picture: each picture was counted as a patient of its own; patients unknown."
+    assert lacks == "who is on which picture"
+    answer, lacks = answers(numbers)["19"]
+    assert answer is not None
+    assert "other pictures of the same patient is unknown" in answer
+    assert lacks == "who is on which picture"
+    assert answers(numbers, "TRIPOD+AI")["12a"][1] == "who is on which picture"
+    assert answers(numbers)["35"][1] == "those excluded beforehand; who is on which picture"
+    assert "60 pictures (each counted as a patient of its own; patients unknown)" in text
+    for claim in ("of 60 patients", "never saw its patient", "had not seen its patient", "resamples of patients"):
+        assert claim not in text
+
+
+def test_saved_model_claims_no_more_than_digests_can_tell(tmp_path: Path) -> None:
+    of = predictions(folds=1)
+    _, numbers = written(tmp_path, of, context(shortcuts={}, training_known=True))
+    answer, lacks = answers(numbers)["19"]
+    assert answer == (
+        "No picture with identical pixels had a part in the model's training or in any choice; re-encoded or resized "
+        "copies, and other pictures of the same patients, cannot be recognised."
+    )
+    assert lacks is None
+    _, numbers = written(tmp_path, of, context(shortcuts={}, training_known=False))
+    answer, lacks = answers(numbers)["19"]
+    assert answer == (
+        "Whether the model was trained on these pictures cannot be checked: the model does not say what it was trained "
+        "on."
+    )
+    assert lacks == "what the model was trained on"
+
+
+def test_preprocessing_and_what_was_left_out_answer_their_items(tmp_path: Path) -> None:
+    facts = {"Data": {"Folders left out": "C2 (12 files)"}, "Model": {"Preprocessing": "some-version/1"}}
+    _, numbers = written(tmp_path, predictions(), context(facts=facts))
+    claim = answers(numbers)
+    assert claim["8"] == ("Folders left out: C2 (12 files).", "criteria, and why")
+    assert claim["10"][0] == "Folders left out: C2 (12 files)."
+    for answer, _ in (claim["9"], answers(numbers, "TRIPOD+AI")["7"]):
+        assert answer is not None
+        assert re.match(r"Every picture, whatever its class: .*rolling ball of radius 180 px", answer)
+        assert answer.endswith("Preprocessing: some-version/1.")
+
+
+def test_page_says_over_which_bins_the_calibration_error_is_taken(tmp_path: Path) -> None:
+    text, _ = written(tmp_path, predictions(), context())
+    told = " ".join(text.split())
+    assert "for the pooled value 6, drawn once from all pictures; for a fold, and so for the mean of the folds," in told
+    assert "Where fewer than 5 are possible it is undefined." in told
 
 
 def test_difference_of_pooled_and_mean_auc_is_explained(report: tuple[str, dict[str, Any]]) -> None:

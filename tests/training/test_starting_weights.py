@@ -47,15 +47,16 @@ def test_head_of_other_width_is_drawn_anew_and_the_rest_kept(tmp_path: Path) -> 
     built = weights.build(B0, outputs=2, seed=0, stream=0).state_dict()
     assert built["_fc.weight"].shape == (2, 1280)
     assert all(torch.equal(built[name], wide[name]) for name in wide if not name.startswith("_fc."))
-    assert weights.origin == "imagenet.pth"
+    assert weights.origin.startswith(f"{tmp_path / 'imagenet.pth'} (")
     assert len(weights.sha256) == 64
 
 
 def test_head_of_the_same_width_is_kept(tmp_path: Path) -> None:
     net = build(B0, outputs=2).state_dict()
-    description = ModelDescription(name="m", version="1", network=B0, trained_on=("a" * 32,))
+    description = ModelDescription(name="learnt", version="3b", network=B0, trained_on=("a" * 32,))
     save_model(tmp_path / "m.safetensors", description, state_dict=net)
     weights = starting_weights(str(tmp_path / "m.safetensors"), network=B0, view=View.FULL)
+    assert weights.origin == f"{tmp_path / 'm.safetensors'} (learnt 3b)"
     built = weights.build(B0, outputs=2, seed=9, stream=9).state_dict()
     assert all(torch.equal(built[name], net[name]) for name in net)
     assert weights.trained_on == ("a" * 32,)
@@ -66,7 +67,7 @@ def test_weights_that_saw_the_data_set_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", description, state_dict=build(B0, outputs=2).state_dict())
     weights = starting_weights(str(tmp_path / "m.safetensors"), network=B0, view=View.FULL)
     refuse_seen_pictures(weights, ["c" * 32])
-    with pytest.raises(RunError, match=r"m\.safetensors were trained on 1 of this data set's 2 pictures"):
+    with pytest.raises(RunError, match=r"m\.safetensors \(m 1\) were trained on 1 of this data set's 2 pictures"):
         refuse_seen_pictures(weights, ["c" * 32, "b" * 32])
 
 
@@ -103,7 +104,8 @@ def test_download_without_a_network_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "set" / "C1").mkdir(parents=True)
     (tmp_path / "set" / "C3").mkdir()
     for cls in ("C1", "C3"):
-        (tmp_path / "set" / cls / "1.png").write_bytes(b"not looked at")
+        for number in range(5):  # as many as there are folds
+            (tmp_path / "set" / cls / f"{number}.png").write_bytes(b"not looked at")
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "https_proxy": nowhere, "HTTPS_PROXY": nowhere, "TORCH_HOME": str(tmp_path / "hub")}
     done = subprocess.run(

@@ -2,42 +2,88 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 
 from contract.broker import make_app, wake_worker
 from contract.errors import ErrorCode
 from contract.jobs import JobRequest, JobState, Priority
 from contract.ledger import Ledger
+from contract.names import QUEUE_URGENT
 from contract.records import Claim
 from contract.settings import Settings
 from worker.job import JobProcessor
-from worker.line import Line
-from worker.screening import Screener
+from worker.line import EngineStuckError, Line
+from worker.screening import Prepared, Screener, Screening
 from worker.settings import WorkerSettings
 
 BATCH = 3
 
 
+HANDS = 2
+
+
+class GatedScreener(Screener):
+    """The real engine, in which reading a picture of some name, or writing any, can be held up."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__(settings)
+        self.reading: dict[str, threading.Event] = {}
+        self.writing = threading.Event()
+
+    def prepare(self, img_path: str, destination_path: str, **options: Any) -> Prepared:
+        if gate := self.reading.get(Path(img_path).stem):
+            gate.wait(60)
+        return super().prepare(img_path, destination_path, **options)
+
+    def deliver(self, *args: Any, **options: Any) -> Screening:
+        self.writing.wait(60)
+        return super().deliver(*args, **options)
+
+
 @pytest.fixture(scope="module")
-def screener(state_dir: Path) -> Iterator[Screener]:
-    with Screener(WorkerSettings(state_dir=state_dir, hands=2, threads=1)) as loaded:
-        yield loaded
+def loaded(state_dir: Path) -> Iterator[GatedScreener]:
+    with GatedScreener(WorkerSettings(state_dir=state_dir, hands=HANDS, threads=1)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def screener(loaded: GatedScreener) -> Iterator[GatedScreener]:
+    loaded.writing.set()
+    yield loaded
+    for gate in (*loaded.reading.values(), loaded.writing):
+        gate.set()
+    loaded.reading.clear()
+
+
+@pytest.fixture
+def hold(screener: GatedScreener, phantom: Path, tmp_path: Path) -> Callable[[str], tuple[Path, threading.Event]]:
+    """Make a picture that cannot be read before the event is set."""
+
+    def make(name: str) -> tuple[Path, threading.Event]:
+        gate = screener.reading[name] = threading.Event()
+        return Path(shutil.copy(phantom, tmp_path / f"{name}.png")), gate
+
+    return make
 
 
 @pytest.fixture
 def make_line(ledger: Ledger, screener: Screener) -> Iterator[Callable[..., Line]]:
     made: list[Line] = []
 
-    def make(*, batch_size: int = BATCH) -> Line:
-        line = Line(JobProcessor(ledger, screener, node="line"), screener, batch_size=batch_size)
+    def make(*, batch_size: int = BATCH, **limits: float) -> Line:
+        line = Line(JobProcessor(ledger, screener, node="line"), screener, batch_size=batch_size, **limits)
         made.append(line)
         return line
 
@@ -123,21 +169,167 @@ def test_urgent_jobs_are_taken_along_first(
     assert ended.index("urgent") < ended.index("c")
 
 
+@contextmanager
+def running(line: Line, job_id: str) -> Iterator[None]:
+    """The line runs in a thread meanwhile, and has ended afterwards."""
+    thread = threading.Thread(target=line.process, args=(job_id,))
+    thread.start()
+    yield
+    thread.join(60)
+    assert not thread.is_alive()
+
+
 def test_a_job_cancelled_in_hand_is_not_classified(
-    make_line: Callable[..., Line], announce: Callable[..., None], ledger: Ledger, tmp_path: Path
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    hold: Callable[[str], tuple[Path, threading.Event]],
+    ledger: Ledger,
+    tmp_path: Path,
+    wait: Callable[..., None],
 ) -> None:
+    held, gate = hold("held")
+    announce("a")
+    announce("b", img_path=held)
+    with running(make_line(), "a"):
+        wait(lambda: states(ledger, "b") == [JobState.RUNNING])
+        ledger.cancel("b")
+        wait(lambda: states(ledger, "a") == [JobState.DONE])
+        gate.set()
+    assert states(ledger, "a", "b") == [JobState.DONE, JobState.CANCELLED]
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_picture_that_is_slow_to_read_keeps_none_waiting(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    hold: Callable[[str], tuple[Path, threading.Event]],
+    ledger: Ledger,
+    wait: Callable[..., None],
+) -> None:
+    slow, gate = hold("slow")
+    announce("slow", img_path=slow)
     announce("a", "b", "c", "d")
-    line = make_line(batch_size=1)
-    runner = threading.Thread(target=line.process, args=("a",))
-    runner.start()
-    ledger.cancel("d")
-    runner.join(60)
-    # A node's reconciler ends it if it is still queued, its next stage if it is in hand; it gets no answer.
-    assert states(ledger, "a", "b", "c") == [JobState.DONE] * 3
-    assert states(ledger, "d")[0] in {JobState.QUEUED, JobState.CANCELLED}
-    result = ledger.result("d")
-    assert result is None or result.result == "fail"
-    assert len(list((tmp_path / "out").iterdir())) == 6
+    with running(make_line(batch_size=1), "slow"):
+        wait(lambda: states(ledger, "a", "b", "c", "d") == [JobState.DONE] * 4)
+        assert states(ledger, "slow") == [JobState.RUNNING]
+        gate.set()
+    assert states(ledger, "slow") == [JobState.DONE]
+
+
+def test_a_slow_disk_leaves_what_waits_to_other_nodes(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    screener: GatedScreener,
+    ledger: Ledger,
+    wait: Callable[..., None],
+) -> None:
+    ids = [f"job-{number}" for number in range(20)]
+    announce(*ids)
+    screener.writing.clear()
+
+    def held() -> int:
+        return ledger.counts()[JobState.RUNNING]
+
+    with running(make_line(batch_size=1), ids[0]):
+        wait(lambda: held() >= 2 * HANDS)
+        most = 0
+        for _ in range(100):
+            time.sleep(0.01)
+            most = max(most, held())
+        screener.writing.set()
+    # Two batches that are written, one in the network, two for each thread that reads.
+    assert most <= 2 * HANDS + 1 + 2 * HANDS
+    assert states(ledger, *ids) == [JobState.DONE] * 20
+
+
+def test_the_time_limit_ends_what_has_had_its_time_and_gives_back_the_rest(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    hold: Callable[[str], tuple[Path, threading.Event]],
+    ledger: Ledger,
+    wait: Callable[..., None],
+) -> None:
+    stuck, _ = hold("stuck")
+    late, gate = hold("late")
+    announce("stuck", img_path=stuck)
+    line = make_line(enough_s=1.5, readers_left_s=0.2)
+
+    def strike(*_: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    def meanwhile() -> None:
+        time.sleep(1.0)
+        announce("late", "unread", img_path=late)
+        wait(lambda: states(ledger, "late", "unread") == [JobState.RUNNING] * 2)
+        time.sleep(max(0.0, began + 2.0 - time.monotonic()))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        time.sleep(0.3)
+        gate.set()
+
+    before = signal.signal(signal.SIGUSR1, strike)
+    began = time.monotonic()
+    other = threading.Thread(target=meanwhile)
+    other.start()
+    try:
+        with pytest.raises(EngineStuckError, match="still read"):
+            line.process("stuck")
+    finally:
+        other.join(10)
+        signal.signal(signal.SIGUSR1, before)
+    assert states(ledger, "stuck", "late", "unread") == [JobState.FAILED, JobState.QUEUED, JobState.QUEUED]
+    result = ledger.result("stuck")
+    assert result is not None
+    assert result.error is not None
+    assert result.error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert [ledger.status(job).attempts for job in ("late", "unread")] == [0, 0]
+
+
+def test_what_was_not_begun_is_given_back_when_the_node_is_to_stop(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    hold: Callable[[str], tuple[Path, threading.Event]],
+    ledger: Ledger,
+    wait: Callable[..., None],
+) -> None:
+    ids = [f"job-{number}" for number in range(2 * HANDS)]
+    gates = [hold(name) for name in ids]
+    for job_id, (picture, _) in zip(ids, gates, strict=True):
+        announce(job_id, img_path=picture)
+    line = make_line(batch_size=2 * HANDS)
+    with running(line, ids[0]):
+        wait(lambda: states(ledger, *ids) == [JobState.RUNNING] * len(ids))
+        line.take_no_more()
+        gates[0][1].set()
+        wait(lambda: states(ledger, ids[-1]) == [JobState.QUEUED])
+        for _, gate in gates:
+            gate.set()
+    # The reading thread that was freed first may have begun one more before the line noticed.
+    begun = states(ledger, *ids[:-1])
+    assert begun[:HANDS] == [JobState.DONE] * HANDS
+    assert set(begun) <= {JobState.DONE, JobState.QUEUED}
+    assert ledger.status(ids[-1]).attempts == 0
+
+
+def test_a_job_that_has_lost_its_worker_is_left_for_a_message_of_its_own(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    settings: Settings,
+    ledger: Ledger,
+    wait: Callable[..., None],
+) -> None:
+    """What is urgent for having been announced anew must not be thrown away by a node that is busy."""
+    dying = Ledger(ledger.client, settings.model_copy(update={"lease_s": 0.05}))
+    announce("orphan", priority=Priority.URGENT)
+    assert isinstance(dying.claim("orphan", "killed"), Claim)
+    announce("fresh")
+    time.sleep(0.1)
+    assert ledger.take("busy", count=5) == []
+    urgent = ledger.keys.celery + QUEUE_URGENT
+    assert ledger.client.llen(urgent) == 1
+
+    assert isinstance(ledger.claim("orphan", "next"), Claim)
+    assert [claim.job_id for claim in ledger.take("busy", count=5)] == ["fresh"]
+    assert ledger.client.llen(urgent) == 0
 
 
 def test_nothing_is_taken_along_once_the_node_is_to_stop(

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from panoramic.preprocess import to_tensor
+from panoramic.preprocess import normalise
 from training.data.augment import Augmentation, augment, predecessor_copy
 from training.data.cache import PictureCache, Prepared
 
-#: One picture: (3, h, w) float32 as `panoramic.preprocess.to_tensor` gives it, its class index, and its place among the
+#: One picture: (3, h, w) float32 as `panoramic.preprocess.normalise` gives it, its class index, and its place among the
 #: prepared pictures.
 Item = tuple[torch.Tensor, int, int]
 
@@ -61,7 +61,7 @@ class PictureDataset(Dataset[Item]):
         self.epoch = 0
         order = np.random.default_rng([_DOUBLING, seed]).permutation(len(prepared))
         self._flipped = frozenset(order[: len(order) // 2].tolist())
-        self._levels = to_tensor(np.arange(256, dtype=np.uint8)[None], input_size=(1, 256))  # (3, 1, 256)
+        self._levels = normalise(np.arange(256, dtype=np.uint8)[None])  # (3, 1, 256)
 
     def __len__(self) -> int:
         return len(self._prepared) * (2 if self._augmentation is Augmentation.PREDECESSOR else 1)
@@ -92,7 +92,7 @@ class PictureDataset(Dataset[Item]):
         place = index % len(self._prepared)
         pixels = self._altered(self._cache.load(self._prepared[place]), index, epoch)
         values = np.empty((3, *pixels.shape), np.float32)
-        # What `to_tensor` makes of each grey level, looked up: the same bits in a fraction of the time.
+        # What `normalise` makes of each grey level, looked up: the same bits in a fraction of the time.
         for channel, levels in zip(values, self._levels, strict=True):
             cv2.LUT(pixels, levels, dst=channel)
         return torch.from_numpy(values), self._labels[place], place

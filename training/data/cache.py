@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,13 +13,11 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from panoramic.errors import ImageError
 from panoramic.image import load_radiograph
-from panoramic.preprocess import BALL_RADIUS_PX, PREPROCESSING_VERSION
+from panoramic.preprocess import PREPROCESSING_VERSION, remove_background, shrink
 from panoramic.radiograph import pixel_digest
-from panoramic.rolling_ball import subtract_background
 from panoramic.view import View
 from training.data.dataset import Picture
 from training.data.parallel import run_in_processes, run_in_threads, usable_cores
@@ -85,6 +83,7 @@ class PictureCache:
         *,
         processes: int | None = None,
         on_done: Callable[[], object] | None = None,
+        unwanted: Collection[str] = (),
     ) -> list[Prepared]:
         """See to it that the cache holds all the pictures; what it holds already is checked and not made again.
 
@@ -96,6 +95,8 @@ class PictureCache:
             pictures: Of the data set.
             processes: How many to make missing entries with; by default one a usable core.
             on_done: Called after each picture.
+            unwanted: Digests of pictures that the caller refuses. Once one is found the others are only read, so that
+                the caller can soon name all of them; the cache does not hold what was only read.
 
         Returns:
             One each, in the same order.
@@ -120,7 +121,8 @@ class PictureCache:
             if place in keys and keys[place] not in entries:
                 missing[keys[place]].append(picture)
         if missing and len(faults) < MAX_NAMED:
-            self._make(missing, entries, faults, count=min(processes or usable_cores(), len(missing)), tell=tell)
+            count = min(processes or usable_cores(), len(missing))
+            self._make(missing, entries, faults, unwanted=frozenset(unwanted), count=count, tell=tell)
         if faults:
             raise DatasetError(_told(faults))
         return [
@@ -130,7 +132,7 @@ class PictureCache:
         ]
 
     def load(self, prepared: Prepared) -> NDArray[np.uint8]:
-        """The picture as `panoramic.preprocess.to_tensor` has it before it scales: a new array, (h, w) grey levels.
+        """What `panoramic.preprocess.shrink` made of the picture: a new array, (h, w) grey levels.
 
         Raises:
             DatasetError: The entry is gone or damaged.
@@ -189,13 +191,15 @@ class PictureCache:
         entries: dict[str, _Entry],
         faults: dict[str, str],
         *,
+        unwanted: frozenset[str],
         count: int,
         tell: Callable[[], object],
     ) -> None:
         """Make the missing entries; identical files are made once."""
+        refused = any(entry.digest in unwanted for entry in entries.values())
         # Asked for one after another, so that each job knows whether a fault was found before it.
         jobs = (
-            (key, pictures[0].path, self._stem(key), self._view, None if faults else self.input_size)
+            (key, pictures[0].path, self._stem(key), self._view, None if faults or refused else self.input_size)
             for key, pictures in missing.items()
             if len(faults) < MAX_NAMED
         )
@@ -208,6 +212,7 @@ class PictureCache:
                         tell()
                     if isinstance(made, _Entry):
                         entries[key] = made
+                        refused = refused or made.digest in unwanted
         except BrokenProcessPool as exc:
             raise ResourcesError(
                 f"one of the {count} processes that prepare pictures was ended from outside, most likely for lack of "
@@ -249,11 +254,10 @@ def _make_entry(_key: str, path: Path, stem: Path, view: View, input_size: tuple
     entry = _Entry(pixel_digest(pixels), (pixels.shape[0], pixels.shape[1]), shortcut_measures(pixels))
     if input_size is None:
         return entry
-    # As `panoramic.preprocess.remove_background` and `to_tensor`, but with one thread: there are processes enough.
-    above = subtract_background(pixels, radius_px=BALL_RADIUS_PX, threads=1)
-    resized = Image.fromarray(above).resize((input_size[1], input_size[0]), Image.Resampling.BILINEAR)
+    # One thread: there are processes enough.
+    shrunk = shrink(remove_background(pixels, threads=1), input_size=input_size)
     file = io.BytesIO()
-    np.save(file, np.asarray(resized), allow_pickle=False)
+    np.save(file, shrunk, allow_pickle=False)
     try:
         stem.parent.mkdir(exist_ok=True)
     except OSError as exc:

@@ -1,18 +1,16 @@
 """The commands `training check` and `training crops`."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from panoramic.view import View
 from training.command import faults_told
 from training.data.coco import FolderBy
+from training.progress import ProgressBars
 
 #: The data set can be read, and something in it should be put right.
 EXIT_WRONG = 1
@@ -49,8 +47,9 @@ def check(
     with faults_told("nothing was written"):
         wanted = tuple(name.strip() for name in classes.split(",")) if classes else ()
         found = find_dataset(dataset, classes=wanted, finding=finding, patients=patient_rule(patients))
-        with _progress("reading") as advance:
-            answer = check_dataset(found, view=view, processes=processes, on_done=lambda: advance(len(found.pictures)))
+        with ProgressBars() as bars:
+            reading = bars.add("reading", total=len(found.pictures))
+            answer = check_dataset(found, view=view, processes=processes, on_done=reading.advance)
     if as_json:
         typer.echo(json.dumps(answer.as_document(), indent=2))
     else:
@@ -79,25 +78,12 @@ def crops(
     """
     from training.data.crops import cut_crops
 
-    with faults_told(f"{out} was not made"), _progress("cutting") as advance:
+    with faults_told(f"{out} was not made"), ProgressBars() as bars:
+        cutting = bars.add("cutting")
+
+        def advance(total: int) -> None:
+            cutting.expect(total)
+            cutting.advance()
+
         cut_crops(annotations, images, out, side_px=side_px, by=by, on_done=advance)
     typer.echo(out)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error that counts the calls; each gives the number that there will be."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True))
-    task = progress.add_task(what, total=None)
-
-    def advance(total: int) -> None:
-        # Not before the first picture: a mistake is answered by its sentence alone.
-        progress.start()
-        progress.update(task, advance=1, total=total)
-
-    try:
-        yield advance
-    finally:
-        if progress.live.is_started:
-            progress.stop()

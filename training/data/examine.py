@@ -1,6 +1,5 @@
 """Reads every picture of a data set once, in parallel, and keeps what a check needs to know of it: some 4 KiB each."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from panoramic.radiograph import pixel_digest, refuse_file_size
 from panoramic.view import View
 from training.data.dataset import Picture
 from training.data.duplicates import thumbnail
+from training.data.parallel import usable_cores
 from training.data.shortcuts import shortcut_measures
 
 
@@ -75,7 +75,7 @@ def examine(
     Raises:
         PanoramicError: The decoder does not start.
     """
-    count = max(1, min(processes or _usable_cores(), len(pictures)))
+    count = max(1, min(processes or usable_cores(), len(pictures)))
     found: list[Examined | Unreadable | None] = [None] * len(pictures)
     waiting: SimpleQueue[int] = SimpleQueue()
     for index in range(len(pictures)):
@@ -125,7 +125,3 @@ def _examine(picture: Picture, decoder: DecoderProcess, view: View) -> Examined 
         measures=shortcut_measures(pixels),
         thumbnail=thumbnail(pixels),
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

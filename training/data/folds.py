@@ -50,7 +50,7 @@ def united_patients(patients: Sequence[str], digests: Sequence[str]) -> tuple[tu
         Groups of two patients or more, everything in alphabetical order.
     """
     members: dict[str, set[str]] = defaultdict(set)
-    for patient, group in zip(patients, _unite(patients, digests), strict=True):
+    for patient, group in zip(patients, patient_groups(patients, digests), strict=True):
         members[group].add(patient)
     return tuple(sorted(tuple(sorted(names)) for names in members.values() if len(names) > 1))
 
@@ -96,8 +96,8 @@ def draw_folds(
             f"{'no' if digests is None else len(digests)} digests; each picture needs one of each"
         )
     labels = np.asarray(truths, np.int64)
-    groups = np.asarray(patients if digests is None else _unite(patients, digests), np.str_)
-    _require_patients(labels, groups, folds, class_names)
+    groups = np.asarray(patients if digests is None else patient_groups(patients, digests), np.str_)
+    require_patients(labels, groups, folds=folds, class_names=class_names)
     for attempt in range(_ATTEMPTS):
         states = np.random.SeedSequence([seed, attempt]).generate_state(folds + 1).tolist()
         drawn = _draw(labels, groups, states, round(1 / validation_share))
@@ -107,6 +107,42 @@ def draw_folds(
         f"{_ATTEMPTS} draws of {folds} folds from {len(np.unique(groups))} patients gave none with every class in "
         "every part, since few patients hold most of a class's pictures; use fewer folds or add patients"
     )
+
+
+def require_patients(
+    truths: Sequence[int] | NDArray[np.int64],
+    patients: Sequence[str] | NDArray[np.str_],
+    *,
+    folds: int,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Refuse what `draw_folds` can never split; no digest is needed for that, and so no picture.
+
+    Args:
+        truths: As in `draw_folds`, and so are the others.
+        patients: Patients that count as one for their identical pictures can only make it worse.
+        folds: Number of folds.
+        class_names: What messages call the classes.
+
+    Raises:
+        DatasetError: One class only, or too few patients of a class.
+    """
+    labels, groups = np.asarray(truths, np.int64), np.asarray(patients, np.str_)
+    classes = np.unique(labels).tolist()
+    if len(classes) < 2:
+        raise DatasetError(
+            f"the {len(labels)} pictures are of {len(classes)} class; at least 2 are needed to train a classifier"
+        )
+    # One patient in each fold's test part, and two outside it: one to train on and one to validate on.
+    needed = max(folds, 4 if folds == 2 else 3)
+    for cls in classes:
+        found = len(np.unique(groups[labels == cls]))
+        if found < needed:
+            name = class_names[cls] if class_names else f"number {cls}"
+            raise DatasetError(
+                f"class {name} has pictures of {found} patients, but {folds} folds, each with a validation part, need "
+                f"at least {needed}; use fewer folds or add patients"
+            )
 
 
 def write_folds(path: Path, folds: Sequence[Fold], names: Sequence[str], digests: Sequence[str]) -> None:
@@ -132,14 +168,15 @@ def write_folds(path: Path, folds: Sequence[Fold], names: Sequence[str], digests
 
 
 def read_folds(
-    path: Path, names: Sequence[str], digests: Sequence[str], *, patients: Sequence[str] | None = None
+    path: Path, names: Sequence[str], digests: Sequence[str] | None = None, *, patients: Sequence[str] | None = None
 ) -> tuple[Fold, ...]:
     """Read folds of the same pictures, in whatever order they are now, and check that nothing leaks between parts.
 
     Args:
         path: What `write_folds` wrote.
         names: (N,) each picture's path inside the data set.
-        digests: (N,) `panoramic.radiograph.pixel_digest` of each picture.
+        digests: (N,) `panoramic.radiograph.pixel_digest` of each picture; without them everything else is checked,
+            before any picture is read.
         patients: (N,) whose each picture is, where folds of another run are used again: its patients may have been
             other ones.
 
@@ -150,7 +187,9 @@ def read_folds(
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["schema_version"] != _SCHEMA_VERSION:
             raise RunError(f"folds {path} have schema {content['schema_version']!r}, but this program reads 1")
-        _require_same_pictures(path, content["digests"], dict(zip(names, digests, strict=True)))
+        written = content["digests"]
+        there = [written.get(name) for name in names] if digests is None else digests
+        _require_same_pictures(path, written, dict(zip(names, there, strict=True)))
         place = {name: index for index, name in enumerate(names)}
         folds = tuple(
             Fold(number, *(tuple(sorted(place[name] for name in fold[part])) for part in PARTS))
@@ -170,14 +209,19 @@ def read_folds(
             f"folds {path} are damaged: every picture must be in one part of each fold and tested once, and no part "
             "may be empty; draw new ones"
         )
-    for what, whose in (("identical pictures", digests), ("a patient", patients or ())):
+    for what, whose in (("identical pictures", digests or ()), ("a patient", patients or ())):
         if any(_shared(fold, whose) for fold in folds):
             raise RunError(f"folds {path} have {what} in two parts of a fold; draw new folds")
     return folds
 
 
-def _unite(patients: Sequence[str], digests: Sequence[str]) -> list[str]:
-    """(N,) each picture's group: its patient, or the alphabetically first of those joined by identical pictures."""
+def patient_groups(patients: Sequence[str], digests: Sequence[str]) -> list[str]:
+    """(N,) each picture's group: its patient, or the alphabetically first of those joined by identical pictures.
+
+    Args:
+        patients: (N,) whose each picture is.
+        digests: (N,) `panoramic.radiograph.pixel_digest` of each picture.
+    """
     leader = {patient: patient for patient in patients}
 
     def find(patient: str) -> str:
@@ -191,27 +235,6 @@ def _unite(patients: Sequence[str], digests: Sequence[str]) -> list[str]:
         low, high = sorted((find(patient), find(first.setdefault(digest, patient))))
         leader[high] = low
     return [find(patient) for patient in patients]
-
-
-def _require_patients(
-    labels: NDArray[np.int64], groups: NDArray[np.str_], folds: int, class_names: Sequence[str] | None
-) -> None:
-    """Refuse what no draw can split, before the first one."""
-    classes = np.unique(labels).tolist()
-    if len(classes) < 2:
-        raise DatasetError(
-            f"the {len(labels)} pictures are of {len(classes)} class; at least 2 are needed to train a classifier"
-        )
-    # One patient in each fold's test part, and two outside it: one to train on and one to validate on.
-    needed = max(folds, 4 if folds == 2 else 3)
-    for cls in classes:
-        found = len(np.unique(groups[labels == cls]))
-        if found < needed:
-            name = class_names[cls] if class_names else f"number {cls}"
-            raise DatasetError(
-                f"class {name} has pictures of {found} patients, but {folds} folds, each with a validation part, need "
-                f"at least {needed}; use fewer folds or add patients"
-            )
 
 
 def _draw(

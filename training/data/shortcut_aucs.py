@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.shortcuts import ALL_TOGETHER, SHORTCUTS, shortcut_scores
-from training.report.bootstrap import cluster_patients, draw_weights
+from training.report.bootstrap import LEVEL, RESAMPLES, cluster_patients, draw_weights
 from training.report.ranking import Ranking
 
 #: With fewer patients on either side chance alone separates them too often, and nothing is judged.
@@ -16,9 +16,6 @@ LEAST_PATIENTS: Final = 10
 
 #: Folds of the classifier that knows all the measures.
 FOLDS: Final = 5
-
-LEVEL: Final = 0.95
-_RESAMPLES: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -112,6 +109,6 @@ def _bootstrapped(
     """AUC of a measure, and (R,) those of the resamples of patients that hold both sides."""
     ranking, truths = Ranking.of(values), positives.astype(np.float64)
     clusters, cluster_folds = cluster_patients(patients, np.zeros(len(patients), np.int64))
-    draws = draw_weights(clusters, cluster_folds, seed=seed, resamples=_RESAMPLES)
+    draws = draw_weights(clusters, cluster_folds, seed=seed, resamples=RESAMPLES)
     drawn = np.concatenate([ranking.auc(weights, truths) for weights in draws])
     return float(ranking.auc(np.ones((1, len(values))), truths)[0]), drawn[np.isfinite(drawn)]

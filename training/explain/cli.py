@@ -1,16 +1,13 @@
 """The commands that explain a model: `training heatmaps` and `training sanity`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.command import faults_told
+from training.progress import ProgressBars
 
 #: The map does not change as the weights do.
 EXIT_UNCHANGED = 1
@@ -54,7 +51,7 @@ def heatmaps(
 
         classifier = Classifier(load_model(model), device=device)
         name = f"heatmaps_{classifier.model.manifest.name}_{class_folder.resolve().name}_seed{seed}"
-        with _progress("heat maps", total=n) as advance:
+        with ProgressBars(transient=True) as bars:
             page, drawn = draw_heatmaps(
                 classifier,
                 class_folder,
@@ -62,7 +59,7 @@ def heatmaps(
                 n=n,
                 seed=seed,
                 colormap=Colormap(colormap),
-                on_done=advance,
+                on_done=bars.add("heat maps", total=n).advance,
             )
     shown, skipped = len(drawn.cases), sum(drawn.skipped.values())
     typer.echo(f"{shown} of {n} pictures shown" + (" (the folder has no more)" if shown < n else ""), err=True)
@@ -89,7 +86,7 @@ def sanity(
         from training.explain.sanity_report import check_sanity
 
         loaded = load_model(model)
-        with _progress("weights made random", total=len(step_names(loaded))) as advance:
+        with ProgressBars(transient=True) as bars:
             result = check_sanity(
                 loaded,
                 pictures_folder,
@@ -97,7 +94,7 @@ def sanity(
                 n=n,
                 seed=seed,
                 device=device,
-                on_step=advance,
+                on_step=bars.add("weights made random", total=len(step_names(loaded))).advance,
             )
     if result.skipped:
         typer.echo(f"skipped as unusable: {result.skipped}", err=True)
@@ -109,21 +106,3 @@ def sanity(
 def exit_code(changes: bool) -> int:
     """What `training sanity` ends with."""
     return 0 if changes else EXIT_UNCHANGED
-
-
-@contextmanager
-def _progress(description: str, *, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error that begins with the first thing done: a mistake is answered by its sentence alone."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task(description, total=total)
-
-    def advance() -> None:
-        progress.start()
-        progress.advance(task)
-
-    try:
-        yield advance
-    finally:
-        if progress.live.is_started:
-            progress.stop()

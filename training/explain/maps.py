@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.manifest import Manifest
-from panoramic.overlay import Caption, Colormap, overlay_png, scale_map
+from panoramic.overlay import Colormap, caption_of, overlay_png, scale_map
 from panoramic.preprocess import prepare
 from panoramic.runtime import Classification, Runtime
 
@@ -52,21 +51,3 @@ def explain_picture(runtime: Runtime, pixels: NDArray[np.uint8], *, colormap: Co
     caption = caption_of(manifest, classification)
     overlay = overlay_png(pixels, strength, colormap=colormap, caption=caption)
     return Explained(classification, overlay, strength)
-
-
-def caption_of(manifest: Manifest, classification: Classification) -> Caption:
-    """What stands under an overlay: class, probability, model, layer, and the model's notices in capitals."""
-    return Caption(
-        class_label=classification.diagnosis,
-        finding_label=manifest.classes[manifest.finding_index].label,
-        probability=classification.probability,
-        threshold=manifest.threshold,
-        model=f"{manifest.name} {manifest.version}",
-        layer=classification.layer,
-        notices=notices_of(manifest),
-    )
-
-
-def notices_of(manifest: Manifest) -> tuple[str, ...]:
-    """What else must be said about a model, in words: ``MODEL NOT TRAINED``."""
-    return tuple(code.replace("_", " ").upper() for code in manifest.notices)

@@ -9,9 +9,9 @@ import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from panoramic.manifest import RESEARCH_USE
+from panoramic.overlay import notices_of
 from panoramic.runtime import METHOD
 from training.explain.cortex_share import MARGIN_MM, summarise
-from training.explain.maps import notices_of
 
 if TYPE_CHECKING:
     import numpy as np

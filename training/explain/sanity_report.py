@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from panoramic.manifest import RESEARCH_USE
-from panoramic.overlay import Colormap, lookup_table, scale_map
+from panoramic.overlay import Colormap, lookup_table, notices_of, scale_map
 from panoramic.preprocess import prepare
 from panoramic.radiograph import pixel_digest
 from panoramic.view import View
 from training.errors import DatasetError
-from training.explain.maps import notices_of
 from training.explain.new_folder import check_new, new_folder
 from training.explain.pick import RandomPictures
 from training.explain.sanity import CHANGED_BELOW, HEADS, Cascade, Verdict, judge, randomise

@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from panoramic.manifest import RESEARCH_USE
-from panoramic.overlay import lookup_table
+from panoramic.overlay import lookup_table, notices_of
 from panoramic.runtime import METHOD
-from training.explain.maps import notices_of
 
 if TYPE_CHECKING:
     from training.explain.cases import Case, Heatmaps

@@ -1,15 +1,14 @@
 """The command `training kfold`."""
 
-import shlex
-import sys
+import csv
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.command import faults_told
+from training.progress import ProgressBars
 
 _STOPPED = (
     "what was done up to the last whole epoch is kept, and the same command with --resume goes on from there; no "
@@ -123,58 +122,40 @@ def kfold(
         "cache": cache,
     }
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=console, transient=True)
-
-    def end_progress() -> None:
-        if progress.live.is_started:
-            progress.stop()
+    bars = ProgressBars(transient=True, console=console)
 
     def say(sentence: str) -> None:
-        end_progress()
+        bars.stop()
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
-    with faults_told(_STOPPED):
-        try:
-            from training.fit.config import read_config
+    with faults_told(_STOPPED), bars:
+        from training.fit.config import read_config
 
-            wanted = read_config(options, file=config)
-            from training.data.dataset import find_dataset
-            from training.data.patients import patient_rule
+        wanted = read_config(options, file=config)
+        from training.data.dataset import find_dataset
+        from training.data.patients import patient_rule
 
-            found = find_dataset(
-                dataset,
-                classes=wanted.classes,
-                labels=wanted.labels,
-                finding=wanted.finding,
-                patients=patient_rule(wanted.patients),
-            )
-            import torch
+        found = find_dataset(
+            dataset,
+            classes=wanted.classes,
+            labels=wanted.labels,
+            finding=wanted.finding,
+            patients=patient_rule(wanted.patients),
+        )
+        import torch
 
-            from training.fit.kfold import kfold as cross_validate
+        from training.fit.kfold import kfold as cross_validate
 
-            if wanted.threads is not None:
-                torch.set_num_threads(wanted.threads)
-            task = progress.add_task("preparing pictures", total=len(found.pictures))
-
-            def advance() -> None:
-                # Not before the first picture: a mistake is answered by its sentence alone.
-                progress.start()
-                progress.advance(task)
-
-            made = cross_validate(
-                found,
-                wanted,
-                resume=resume,
-                command=shlex.join(["training", *sys.argv[1:]]),
-                say=say,
-                on_prepared=advance,
-            )
-        finally:
-            end_progress()
+        if wanted.threads is not None:
+            torch.set_num_threads(wanted.threads)
+        preparing = bars.add("preparing pictures", total=len(found.pictures))
+        made = cross_validate(found, wanted, resume=resume, say=say, on_prepared=preparing.advance)
     typer.echo(made)
 
 
 def split_list(text: str | None) -> tuple[str, ...] | None:
-    """The parts of a list with commas; None stays None."""
-    return None if text is None else tuple(part.strip() for part in text.split(",") if part.strip())
+    """The parts of a list with commas, where a part may stand in double quotes; None stays None."""
+    if text is None:
+        return None
+    parts = next(csv.reader([text], skipinitialspace=True), [])
+    return tuple(part.strip() for part in parts if part.strip())

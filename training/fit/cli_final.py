@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from panoramic.view import View
 from training.command import faults_told
 from training.fit.cli import split_list
+from training.progress import ProgressBars
 
 _STOPPED = (
     "no model file was written; a retraining is kept up to its last whole epoch, and the same command goes on from "
@@ -48,16 +47,15 @@ def final(
     version: VersionOption = "1",
     half: Annotated[bool, typer.Option("--half", help="Store half precision: half the size.")] = False,
     demonstration: Annotated[
-        bool, typer.Option("--demonstration", help="Trained on phantoms: every result of the model says so.")
+        bool,
+        typer.Option("--demonstration", help="Mark the model as trained on phantoms, where kfold could not tell."),
     ] = False,
     data_command: Annotated[
         list[str] | None, typer.Option(help="For the card: a command that made the data set. May be repeated.")
     ] = None,
 ) -> None:
     """Write the model that goes to the worker, with its card, from a finished cross-validation."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    with faults_told(_STOPPED):
+    with faults_told(_STOPPED), ProgressBars(transient=True) as bars:
         from training.errors import RunError
 
         if how not in {"retrain", "ensemble"}:
@@ -79,32 +77,20 @@ def final(
             pictures = find_dataset(
                 dataset, classes=config.classes, labels=config.labels, finding=config.finding, patients=rule
             )
-        task = progress.add_task("preparing pictures", total=len(pictures.pictures) if pictures else 0)
-
-        def advance() -> None:
-            # Not before the first picture: a mistake is answered by its sentence alone.
-            progress.start()
-            progress.advance(task)
-            if progress.finished:  # two displays at once cannot be: the training has its own
-                progress.stop()
-
-        try:
-            made = make_final(
-                folder,
-                out,
-                options=FinalOptions(
-                    how=How(how),
-                    name=name,
-                    version=version,
-                    half=half,
-                    demonstration=demonstration,
-                    commands=(*(data_command or ()), _command()),
-                ),
-                dataset=pictures,
-                on_prepared=advance,
-            )
-        finally:
-            progress.stop()
+        made = make_final(
+            folder,
+            out,
+            options=FinalOptions(
+                how=How(how),
+                name=name,
+                version=version,
+                half=half,
+                demonstration=demonstration,
+                commands=(*(data_command or ()), _command()),
+            ),
+            dataset=pictures,
+            on_prepared=bars.add("preparing pictures", total=len(pictures.pictures) if pictures else 0).advance,
+        )
     typer.echo(made)
 
 

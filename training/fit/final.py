@@ -16,9 +16,11 @@ from panoramic.model_file import load_model
 from panoramic.network import join_members
 from training.data.cache import PictureCache
 from training.data.dataset import Dataset
+from training.data.origin import count_phantoms
 from training.errors import RunError
 from training.fit.checkpoints import BEST, LAST
 from training.fit.decision import Decision, decide
+from training.fit.demonstration import DEMONSTRATION_NOTICE, DEMONSTRATION_USE
 from training.fit.final_card import card_facts
 from training.fit.fold import model_name
 from training.fit.hardware import Hardware
@@ -28,14 +30,6 @@ from training.fit.publish import describe, publish, require_free
 from training.fit.run_folder import TENSORBOARD, RunFolder, RunRecord
 from training.fit.train import Feed, train_one
 from training.fit.weights import starting_weights
-
-#: Every result of a model that was trained on phantoms carries this.
-DEMONSTRATION_NOTICE = "demonstration_model"
-
-_DEMONSTRATION_USE = (
-    "For demonstration only: trained on phantoms, synthetic pictures that show no patient. What it says of a patient's "
-    f"radiograph means nothing; never use it clinically. {RESEARCH_USE}"
-)
 
 
 class How(StrEnum):
@@ -56,7 +50,8 @@ class FinalOptions:
         name: By which a request asks for it; by default of network, data set and `how`.
         version: Of the model.
         half: Store the weights in half precision.
-        demonstration: Trained on phantoms: every result says so.
+        demonstration: Trained on phantoms: every result says so. A run that knows its pictures to be phantoms needs no
+            telling; their truth may have been left behind.
         commands: That made it, this one last; for the card.
     """
 
@@ -114,6 +109,8 @@ def make_final(
         KeyboardInterrupt: Ctrl-C; a retraining goes on from its last whole epoch when it is asked for again.
     """
     record = run.configuration()
+    if record.phantoms or (dataset is not None and count_phantoms(dataset)):
+        options = replace(options, demonstration=True)
     name = options.name or model_name(record.config.network, record.dataset, options.how)
     target = out or run.path / f"{name}.safetensors"
     require_free(target)
@@ -132,11 +129,12 @@ def make_final(
         weights = _retrained(
             run, dataset, hardware=hardware or Hardware.found(), on_prepared=on_prepared, progress_bar=progress_bar
         )
+    synthetic = "Synthetic radiographs (phantoms), which say nothing of patients. " if options.demonstration else ""
     described = ModelDescription.model_validate(
         description.model_dump()
         | {
             "members": weights.members,
-            "training_data": weights.story,
+            "training_data": f"{synthetic}{weights.story}",
             "trained_on": tuple(sorted(weights.trained_on)),
         }
     )
@@ -178,7 +176,7 @@ def _description(record: RunRecord, decision: Decision, *, name: str, options: F
             "threshold": decision.threshold,
             "temperature": decision.temperature.value,
             "training_date": datetime.now(UTC).date(),
-            "intended_use": _DEMONSTRATION_USE if options.demonstration else RESEARCH_USE,
+            "intended_use": DEMONSTRATION_USE if options.demonstration else RESEARCH_USE,
             "notices": (DEMONSTRATION_NOTICE,) if options.demonstration else (),
         }
     )
@@ -249,12 +247,13 @@ def _retrained(
         progress_bar=progress_bar,
     )
     listed = ", ".join(f"{count} {name}" for name, count in record.pictures.items())
+    patients = f"{record.patients} patients" if config.patients else "unknown patients"
     return _Weights(
         tensors=trained.state_dict,
         trained_on=frozenset(item.digest for item in prepared) | frozenset(starting.trained_on),
         members=1,
-        story=f"{record.dataset}: all {len(prepared)} pictures ({listed}) of {record.patients} patients. Starting "
-        f"weights: {starting.origin}.",
+        story=f"{record.dataset}: all {len(prepared)} pictures ({listed}) of {patients}. Starting weights: "
+        f"{starting.origin}.",
         made={
             "Final weights": f"trained anew on all pictures for {len(rates)} epochs, the median of the folds' best",
             "Learning rates": f"from {rates[0]:g} to {rates[-1]:g}, by epoch the median of the folds'",

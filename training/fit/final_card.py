@@ -11,7 +11,7 @@ from training.fit.run_folder import RunFolder
 from training.report.bootstrap import Estimate
 from training.report.metrics import ALL_CLASS_MEASURES, MEASURES
 from training.report.page import JSON_NAME
-from training.report.statements import with_interval
+from training.report.statements import pictures_of_patients, with_interval
 
 _RETRAINED = (
     "The figures are of the folds' networks, each trained on a part of the pictures. The network in this file was "
@@ -65,6 +65,13 @@ def _facts(
 ) -> CardFacts:
     record = run.configuration()
     by_class = ", ".join(f"{count} {name}" for name, count in report["pictures_by_class"].items())
+    known = bool(record.config.patients)
+    of_patients = pictures_of_patients(report["pictures"], report["patients"], known=known)
+    unseen = (
+        "had seen no picture of its patient"
+        if known
+        else "had not seen it; whether it had seen other pictures of the same patient is unknown"
+    )
     intervals = report["intervals"]
     caveats = [_TOGETHER if ensemble else _RETRAINED, _OTHERS_VALIDATION]
     return CardFacts(
@@ -73,9 +80,9 @@ def _facts(
         training=report["facts"]["Model"] | report["facts"]["Training"],
         evaluation_data=[
             (
-                f"{record.config.folds}-fold cross-validation on {record.dataset}: {report['pictures']} pictures of "
-                f"{report['patients']} patients ({by_class}), each judged once, by a network that had seen no picture "
-                "of its patient."
+                f"{record.config.folds}-fold cross-validation on {record.dataset}"
+                f"{', synthetic radiographs (phantoms)' if demonstration else ''}: {of_patients} ({by_class}), each "
+                f"judged once, by a network that {unseen}."
             ),
             *report["notes"],
         ],

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from panoramic.manifest import ModelDescription
+from panoramic.manifest import RESEARCH_USE, ModelDescription
 from panoramic.model_file import load_model, save_model
 from panoramic.runtime import Classifier
 from training.classes import TrainingClass
 from training.data.folds import Fold
 from training.fit.checkpoints import BEST, LAST
 from training.fit.config import TrainingConfig
+from training.fit.demonstration import DEMONSTRATION_NOTICE, DEMONSTRATION_USE
 from training.fit.hardware import Hardware, usable_workers
 from training.fit.predict import probabilities
 from training.fit.run_folder import RunFolder
@@ -37,6 +38,7 @@ class FoldPlan:
         hardware: What to run on.
         dataset: Name of the data set.
         today: The date that model files bear.
+        phantoms: Whether some of the pictures are synthetic.
         progress_bar: Whether to show one on standard error.
     """
 
@@ -48,6 +50,7 @@ class FoldPlan:
     hardware: Hardware
     dataset: str
     today: date
+    phantoms: bool = False
     progress_bar: bool = True
 
 
@@ -127,12 +130,15 @@ def _description(plan: FoldPlan, fold: Fold) -> ModelDescription:
         view=config.view,
         input_size=config.size_px,
         training_data=(
-            f"Fold {fold.index} (of 0 to {config.folds - 1}) of a cross-validation on the data set {plan.dataset}: "
+            f"Fold {fold.index} (of 0 to {config.folds - 1}) of a cross-validation on the data set {plan.dataset}"
+            f"{', synthetic radiographs (phantoms)' if plan.phantoms else ''}: "
             f"trained on {len(fold.train)} pictures; learning rate, best epoch and threshold from "
             f"{len(fold.validation)} others ({listed} together). Starting weights: {plan.starting.origin}."
         ),
         training_date=plan.today,
         trained_on=tuple(sorted(digests.union(plan.starting.trained_on))),
+        intended_use=DEMONSTRATION_USE if plan.phantoms else RESEARCH_USE,
+        notices=(DEMONSTRATION_NOTICE,) if plan.phantoms else (),
     )
 
 

@@ -13,8 +13,18 @@ import numpy as np
 
 from training.data.cache import PictureCache, Prepared
 from training.data.dataset import Dataset
-from training.data.folds import Fold, draw_folds, read_folds, united_patients, write_folds
+from training.data.folds import (
+    Fold,
+    draw_folds,
+    patient_groups,
+    read_folds,
+    require_patients,
+    united_patients,
+    write_folds,
+)
+from training.data.origin import count_left_out, count_phantoms
 from training.errors import RunError
+from training.fit.command_line import kfold_command
 from training.fit.config import TrainingConfig
 from training.fit.fold import FoldPlan, run_fold
 from training.fit.hardware import Hardware
@@ -37,7 +47,6 @@ def kfold(
     *,
     resume: bool = False,
     hardware: Hardware | None = None,
-    command: str = "",
     say: Callable[[str], object] = lambda _: None,
     on_prepared: Callable[[], object] | None = None,
     progress_bar: bool = True,
@@ -49,7 +58,6 @@ def kfold(
         config: What to do.
         resume: Go on with the run whose folder is there; folds that are done are left as they are.
         hardware: What to run on; by default what is found.
-        command: For the record.
         say: Told in a sentence what happens.
         on_prepared: Called after each picture that is prepared.
         progress_bar: Whether to show the training's progress on standard error.
@@ -68,16 +76,22 @@ def kfold(
     going_on = run.path.exists()
     if going_on and not resume:
         raise run.exists_already()
+    if going_on:
+        # Of what a run compares, all that is known before the pictures are.
+        run.require_same(run.configuration().model_copy(update={"config": config, "classes": dataset.classes}))
+    elif resume:
+        run.require_there()
+    _check_folds(dataset, config)
     starting = starting_weights(config.weights, network=config.network, view=config.view)
     check_places(config, pictures=len(dataset.pictures), outputs=len(dataset.classes))
     cache = PictureCache(config.cache_folder, view=config.view, input_size=config.size_px)
-    prepared = cache.prepare(dataset.pictures, on_done=on_prepared)
+    prepared = cache.prepare(dataset.pictures, on_done=on_prepared, unwanted=starting.trained_on)
     refuse_seen_pictures(starting, [item.digest for item in prepared])
     found = hardware or Hardware.found()
-    record = _record(dataset, prepared, config, starting=starting, hardware=found, command=command)
+    record = _record(dataset, prepared, config, starting=starting, hardware=found)
     if going_on:
         run.require_same(record)
-        record = run.configuration()
+        record = run.supplement(record)
         say(f"{run.path}: going on, {len(run.folds_done())} of {config.folds} folds are done")
     folds = _folds(run, dataset, prepared, config)
     if not going_on:
@@ -97,6 +111,7 @@ def kfold(
             hardware=found,
             dataset=record.dataset,
             today=datetime.fromisoformat(record.started_at).date(),
+            phantoms=bool(record.phantoms),
             progress_bar=progress_bar,
         )
         done = run.folds_done()
@@ -109,6 +124,24 @@ def kfold(
                 run_fold(plan, fold)
         finish_run(run, prepared, notes=notes)
     return run.path
+
+
+def _check_folds(dataset: Dataset, config: TrainingConfig) -> None:
+    """Refuse folds that no picture can save, before pictures are prepared, which may take hours."""
+    patients = [picture.patient for picture in dataset.pictures]
+    if config.folds_file is None:
+        require_patients(
+            [picture.class_index for picture in dataset.pictures],
+            patients,
+            folds=config.folds,
+            class_names=[cls.name for cls in dataset.classes],
+        )
+        return
+    given = read_folds(config.folds_file, [picture.name for picture in dataset.pictures], patients=patients)
+    if len(given) != config.folds:
+        raise RunError(
+            f"{config.folds_file} has {len(given)} folds, and {config.folds} are asked for: give --folds {len(given)}"
+        )
 
 
 def _folds(run: RunFolder, dataset: Dataset, prepared: Sequence[Prepared], config: TrainingConfig) -> tuple[Fold, ...]:
@@ -126,11 +159,6 @@ def _folds(run: RunFolder, dataset: Dataset, prepared: Sequence[Prepared], confi
             )
         return folds
     if given:
-        if len(given) != config.folds:
-            raise RunError(
-                f"{config.folds_file} has {len(given)} folds, and {config.folds} are asked for: give --folds "
-                f"{len(given)}"
-            )
         return given
     return draw_folds(
         [item.picture.class_index for item in prepared],
@@ -149,7 +177,6 @@ def _record(
     *,
     starting: StartingWeights,
     hardware: Hardware,
-    command: str,
 ) -> RunRecord:
     return RunRecord(
         config=config,
@@ -157,12 +184,14 @@ def _record(
         dataset=dataset.root.resolve().name,
         dataset_sha256=dataset_digest(prepared),
         pictures=dataset.counts(),
-        patients=len({item.picture.patient for item in prepared}),
+        patients=len(set(patient_groups([item.picture.patient for item in prepared], _digests(prepared)))),
+        phantoms=count_phantoms(dataset),
+        left_out=count_left_out(dataset),
         starting_weights=starting.origin,
         starting_weights_sha256=starting.sha256,
         hardware=str(hardware),
         versions={"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        command=command,
+        command=kfold_command(dataset.root, config),
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -177,7 +206,7 @@ def dataset_digest(prepared: Sequence[Prepared]) -> str:
 
 
 def _notes(prepared: Sequence[Prepared], config: TrainingConfig) -> list[str]:
-    notes = []
+    notes = ["Near-identical pictures (resized, brightened or encoded anew) were not looked for; training check does."]
     if not config.patients:
         notes.append(
             "No patients were named, so each picture counts as a patient of its own. If some patients have several "

@@ -8,8 +8,10 @@ import numpy as np
 from panoramic.errors import ImageError
 from panoramic.image import load_radiograph
 from panoramic.model_file import load_model
+from panoramic.preprocess import PREPROCESSING_VERSION
 from panoramic.runtime import Classifier
 from training.data.cache import Prepared
+from training.data.origin import listed
 from training.data.shortcuts import shortcut_scores
 from training.errors import DatasetError
 from training.explain.maps import explain_picture
@@ -20,6 +22,7 @@ from training.fit.stats import pairs_json, stats_text
 from training.predictions import Predictions, write_predictions
 from training.report.context import CaseImages, ReportContext
 from training.report.page import write_report
+from training.report.statements import synthetic
 
 
 def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, notes: Sequence[str] = ()) -> Path:
@@ -53,6 +56,8 @@ def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, notes: Sequence[
         ),
         explain=_Explainer(run, predictions, ordered),
         notes=tuple(notes),
+        phantoms=record.phantoms or 0,
+        patients_known=bool(record.config.patients),
         seed=record.config.seed,
     )
     return write_report(run.path, predictions, context=context)
@@ -98,12 +103,18 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
     folds = run.folds_done()
     best = ", ".join(f"{run.history(fold).best_epoch} of {len(run.history(fold).epochs)}" for fold in folds)
     height, width = config.size_px
+    origin = {"Data set": record.dataset}
+    if record.phantoms:
+        origin["Synthetic pictures"] = synthetic(record.phantoms, pictures=len(predictions.names))
+    grouped = "grouped by patient" if config.patients else "each picture counted as a patient of its own"
     return {
         "Data": {
-            "Data set": record.dataset,
+            **origin,
             "Pictures": ", ".join(f"{count} {name}" for name, count in record.pictures.items()),
             "Patients": str(record.patients)
-            + ("" if config.patients else " (none named: each picture counts as a patient of its own)"),
+            if config.patients
+            else "unknown: none were named, and each picture was counted as a patient of its own",
+            "Folders left out": "not recorded" if record.left_out is None else listed(record.left_out),
             "Classes": "; ".join(f"{c.name}: {c.label}{' (the finding)' if c.finding else ''}" for c in record.classes),
             "Digest of the data": record.dataset_sha256,
             "View": str(config.view),
@@ -111,12 +122,13 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
         "Model": {
             "Network": config.network,
             "Input size": f"{height} x {width} px (height x width)",
+            "Preprocessing": PREPROCESSING_VERSION,
             "Starting weights": record.starting_weights,
             "Digest of the starting weights": record.starting_weights_sha256 or "none",
             "Thresholds by fold": ", ".join(f"{predictions.thresholds[fold]:.4f}" for fold in folds),
         },
         "Training": {
-            "Design": f"{config.folds}-fold cross-validation, stratified by class, grouped by patient; inside each "
+            "Design": f"{config.folds}-fold cross-validation, stratified by class, {grouped}; inside each "
             "fold a validation part steers learning rate, stopping, best epoch and threshold; the test part is judged "
             "once",
             "Optimiser": f"Adam, learning rate {config.learning_rate:g}, multiplied by {PLATEAU_FACTOR:g} after more "

@@ -20,6 +20,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ HISTORY: Final = "history.json"
 PREDICTIONS: Final = "predictions.csv"
 TENSORBOARD: Final = "tensorboard"
 
+#: The end of what `run_folder_name` gives.
+_NUMBERS: Final = r"Batch\d+_\d+Ep"
+
 
 class RunRecord(BaseModel):
     """What a run was asked for and what it found, so that it can be repeated and nothing else taken for it."""
@@ -61,6 +65,11 @@ class RunRecord(BaseModel):
     pictures: Mapping[str, int]
     """Their number by class."""
     patients: int
+    """Those who share identical pictures count as one."""
+    phantoms: int | None = None
+    """How many of the pictures are synthetic; None where an earlier version of the program did not look."""
+    left_out: Mapping[str, int | None] | None = None
+    """`training.data.origin.count_left_out`; None where an earlier version of the program did not say."""
     starting_weights: str
     """`training.fit.weights.StartingWeights.origin`."""
     starting_weights_sha256: str
@@ -143,6 +152,45 @@ class RunFolder:
         return RunError(
             f"run folder {self.path} exists: go on with it by --resume, or name another --out, or remove it"
         )
+
+    def require_there(self) -> None:
+        """Make sure that ``--resume`` with other numbers in the folder's name does not begin anew unnoticed.
+
+        Raises:
+            RunError: There is no such folder, but one of the same network and data set with another number of epochs or
+                another batch size.
+        """
+        same = re.fullmatch(rf"(.+_){_NUMBERS}", self.path.name)
+        if self.path.exists() or same is None or not self.path.parent.is_dir():
+            return
+        pattern = re.compile(re.escape(same[1]) + _NUMBERS)
+        others = sorted(str(path) for path in self.path.parent.iterdir() if pattern.fullmatch(path.name))
+        if others:
+            raise RunError(
+                f"run folder {self.path} does not exist, and there is {', '.join(others)}: to go on with that, give "
+                "its --batch-size and --epochs; for a new run, leave --resume out"
+            )
+
+    def supplement(self, now: RunRecord) -> RunRecord:
+        """Fill in what an earlier version of the program did not record of the same data set.
+
+        Args:
+            now: `require_same` was content with it.
+
+        Returns:
+            The run's record.
+
+        Raises:
+            RunError: As `configuration`.
+            ResourcesError: The disk is full.
+        """
+        earlier = self.configuration()
+        missing = {name: getattr(now, name) for name in ("phantoms", "left_out") if getattr(earlier, name) is None}
+        if not missing:
+            return earlier
+        record = earlier.model_copy(update=missing)
+        write_whole(self.path / CONFIGURATION, _json(record.model_dump(mode="json")))
+        return record
 
     def require_same(self, now: RunRecord) -> None:
         """Make sure that a run which goes on does what the earlier one did.

@@ -134,7 +134,7 @@ def train_one(
             KeepEpochs(folder, epochs=config.epochs, patience=config.patience),
         ]
         if progress_bar:
-            callbacks.append(RichProgressBar(console_kwargs={"stderr": True}))
+            callbacks.append(_EpochsFromOne(console_kwargs={"stderr": True}))
         with _quiet(), memory_faults_explained(config):
             trainer = pl.Trainer(
                 accelerator=hardware.accelerator,
@@ -158,6 +158,15 @@ def train_one(
             _fit(trainer, module, data, last if last.exists() else None)
         history = read_history(last)
     return Trained(best_weights(folder), history)
+
+
+class _EpochsFromOne(RichProgressBar):
+    """Lightning's progress bar, which counts epochs from 0 to one less than there are."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        text = f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}"
+        # As wide as the bar of the validation part, or the two would flicker.
+        return text.ljust(len(self.validation_description))
 
 
 class _FoldData(pl.LightningDataModule):

@@ -28,7 +28,8 @@ class StartingWeights:
     """Where training begins.
 
     Attributes:
-        origin: For the record: "none (random)", "imagenet" with the file's name, or the file's name.
+        origin: For the record: "none (random)", "imagenet" with the file's name, or the file's path as it was given
+            with the model's name and version.
         sha256: Of the tensors (`panoramic.model_file.digest_of`); empty for random ones.
         trained_on: Digests of the pictures that had a part in them, where that is known.
         state_dict: The tensors; empty for random ones.
@@ -92,7 +93,8 @@ def starting_weights(text: str, *, network: str, view: View) -> StartingWeights:
             f"the starting weights {text} are of {manifest.network}, and {network} is to be trained: give --network "
             f"{manifest.network}, or weights of {network}"
         )
-    return StartingWeights(path.name, manifest.sha256, manifest.trained_on, model.state_dict, manifest.outputs)
+    origin = f"{text} ({manifest.name} {manifest.version})"
+    return StartingWeights(origin, manifest.sha256, manifest.trained_on, model.state_dict, manifest.outputs)
 
 
 def refuse_seen_pictures(weights: StartingWeights, digests: Collection[str]) -> None:

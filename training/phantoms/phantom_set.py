@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 
+from training.data.parallel import usable_cores
 from training.phantoms.phantom import draw_phantom
 from training.phantoms.truth import MEAN_SIZE_PX, CorticalClass, PhantomTruth, check_size, draw_truth, stream
 
@@ -129,7 +130,7 @@ def write_set(
     for cls in classes:
         (out / cls).mkdir(parents=True, exist_ok=True)
     tell = on_written or (lambda: None)
-    count = min(processes or _usable_cores(), n)
+    count = min(processes or usable_cores(), n)
     if count == 1:
         for truth, path in jobs:
             write_phantom(path, truth)
@@ -225,10 +226,6 @@ def _start_process() -> None:
     """Let the parent alone answer Ctrl-C, so that a child finishes its file; one thread, as there are many children."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _as_png(image: NDArray[np.uint8]) -> bytes:

@@ -1,7 +1,8 @@
 """How sure a measure is: intervals from resampling patients, with all of a patient's pictures together.
 
 Percentile intervals of the cluster bootstrap (Efron and Tibshirani 1993, ch. 13; Field and Welsh 2007): in each
-resample the patients of every fold are drawn with replacement. The networks stay as they are, so the intervals speak
+resample the patients of every fold are drawn with replacement. Patients who share identical pictures count as one, as
+they do where folds are drawn: a copy is no further knowledge. The networks stay as they are, so the intervals speak
 of which patients happened to be tested, not of how another training might have gone.
 """
 
@@ -12,6 +13,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.folds import patient_groups
 from training.errors import RunError
 from training.predictions import Predictions
 from training.report.calibration import bin_sums
@@ -20,6 +22,8 @@ from training.report.ranking import Floats, Ranking, ratio
 
 #: Share of resamples that an interval covers.
 LEVEL: Final = 0.95
+#: How many resamples are drawn where nothing else is said.
+RESAMPLES: Final = 2000
 #: False positive rates at which the band of the ROC curve is drawn.
 ROC_GRID: Final = np.linspace(0, 1, 101)
 
@@ -70,7 +74,7 @@ class Assessment:
     Attributes:
         judged: What was judged.
         folds_of: (N,) the fold of each picture.
-        patients: How many there are.
+        patients: How many there are; those who share identical pictures are one.
         resamples: How many were drawn.
         seed: Of their drawing.
         pooled: Each measure over all pictures.
@@ -97,7 +101,11 @@ class Assessment:
 
 
 def assess(
-    predictions: Predictions, *, shortcuts: Mapping[str, Floats] | None = None, seed: int = 0, resamples: int = 2000
+    predictions: Predictions,
+    *,
+    shortcuts: Mapping[str, Floats] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Assessment:
     """Measure predictions, pooled and by fold, and the shortcuts beside them.
 
@@ -120,7 +128,8 @@ def assess(
         len(predictions.classes),
         finding=predictions.finding_index,
     )
-    clusters, cluster_folds = cluster_patients(predictions.patients, predictions.folds)
+    groups = patient_groups(predictions.patients, predictions.digests)
+    clusters, cluster_folds = cluster_patients(groups, predictions.folds)
     parts = {int(fold): predictions.folds == fold for fold in np.unique(predictions.folds)}
     once = np.ones((1, len(judged.truths)))
     sample = _Tally(judged, parts, others)

@@ -16,6 +16,8 @@ from training.report.ranking import Floats, Ranking, ratio
 MAX_BINS: Final = 10
 #: Fewer pictures than this in a bin say nothing.
 MIN_PER_BIN: Final = 10
+#: With fewer bins the calibration error is undefined: within broad bins too high and too low probabilities cancel out.
+MIN_BINS: Final = 5
 #: Probabilities are kept this far from 0 and 1 before their logit is taken.
 CLIP: Final = 1e-6
 
@@ -56,8 +58,10 @@ def logit(scores: Floats) -> Floats:
 
 
 def calibration_error(scores: Floats, positives: Floats, *, weights: Floats) -> Floats:
-    """(R,) expected calibration error over the bins that the unweighted sample gives."""
+    """(R,) expected calibration error over the bins that the unweighted sample gives; NaN below `MIN_BINS` of them."""
     mass, predicted, observed = bin_sums(scores, positives, weights=weights)
+    if mass.shape[1] < MIN_BINS:
+        return np.full(len(weights), np.nan)
     return ratio(np.abs(predicted - observed).sum(axis=1), mass.sum(axis=1))
 
 

@@ -43,7 +43,11 @@ class Answer:
 
 
 def fill_in(
-    items: tuple[Item, ...], *, known: Mapping[str, str], facts: Mapping[str, Mapping[str, str]]
+    items: tuple[Item, ...],
+    *,
+    known: Mapping[str, str],
+    facts: Mapping[str, Mapping[str, str]],
+    lacking: Mapping[str, str] | None = None,
 ) -> tuple[Answer, ...]:
     """Answer a checklist as far as a run can.
 
@@ -52,12 +56,17 @@ def fill_in(
         known: The report's own statements by name.
         facts: What the run is known by: rows by section. A word of `Item.facts` picks a section of that name and every
             row with that word in its name.
+        lacking: By name of a statement, what this run was not told and the authors must add.
     """
+    missing = lacking or {}
     answers = []
     for item in items:
         said = [known[name] for name in item.known if known.get(name)]
         said += [row for word in item.facts for row in _rows(facts, word)]
-        answers.append(Answer(item, " ".join(dict.fromkeys(said)), item.lacks if said else ""))
+        lacks = [item.lacks, *(missing.get(name, "") for name in item.known)]
+        answers.append(
+            Answer(item, " ".join(dict.fromkeys(said)), "; ".join(dict.fromkeys(filter(None, lacks))) if said else "")
+        )
     return tuple(answers)
 
 
@@ -77,9 +86,9 @@ CLAIM_2024: Final = (
     Item("4", "Introduction", "Aims and hypotheses"),
     Item("5", "Study design", "Prospective or retrospective"),
     Item("6", "Study design", "Goal of the study", ("goal",), lacks="the question that the study is to answer"),
-    Item("7", "Data", "Sources of the data", (), ("data set", "dataset"), lacks="sites, dates and consent"),
-    Item("8", "Data", "Who was included and who was left out, and why"),
-    Item("9", "Data", "Preprocessing", (), ("preprocessing", "input size", "background")),
+    Item("7", "Data", "Sources of the data", (), ("data set", "synthetic"), lacks="sites, dates and consent"),
+    Item("8", "Data", "Who was included and who was left out, and why", (), ("left out",), lacks="criteria, and why"),
+    Item("9", "Data", "Preprocessing", ("preprocessing",), ("preprocessing", "input size")),
     Item("10", "Data", "Selection of parts of the data", (), ("left out",), lacks="why these folders"),
     Item("11", "Data", "De-identification", ("privacy",), lacks="how the pictures were de-identified"),
     Item("12", "Data", "Missing data", ("missing data",), lacks="data missing before the pictures were collected"),
@@ -139,13 +148,17 @@ TRIPOD_AI: Final = (
     Item(
         "4", "Objectives", "Objectives: development, validation or both", ("goal",), lacks="the study's own objectives"
     ),
-    Item("5a", "Data", "Sources of data for development and evaluation", (), ("data set", "dataset"), lacks="origin"),
+    Item("5a", "Data", "Sources of data for development and evaluation", (), ("data set", "synthetic"), lacks="origin"),
     Item("5b", "Data", "Dates of the data"),
     Item("6a", "Participants", "Setting, number and place of centres"),
     Item("6b", "Participants", "Eligibility"),
     Item("6c", "Participants", "Treatments received, where they matter"),
     Item(
-        "7", "Data preparation", "Preprocessing, and whether alike for all groups", (), ("preprocessing", "input size")
+        "7",
+        "Data preparation",
+        "Preprocessing, and whether alike for all groups",
+        ("preprocessing",),
+        ("preprocessing", "input size"),
     ),
     Item(
         "8a", "Outcome", "The outcome, how and when it was assessed", ("truth",), lacks="who or what decided, and when"

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from panoramic.view import View
 from training.command import faults_told
 from training.errors import DatasetError
+from training.progress import ProgressBars
 
 
 def register(app: typer.Typer) -> None:
@@ -62,14 +61,13 @@ def evaluate(
         )
         runtime = Classifier(load_model(model, view=view), device=device)
         kept = cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="osteopan-")))
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        bar = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
-        preparing = bar.add_task("prepared", total=None)
-        classifying = bar.add_task("classified", total=None)
+        bars = stack.enter_context(ProgressBars())
+        preparing = bars.add("prepared")
+        classifying = bars.add("classified")
 
         def found(n: int) -> None:
-            bar.update(preparing, total=n)
-            bar.update(classifying, total=n)
+            preparing.expect(n)
+            classifying.expect(n)
 
         page = judge(
             runtime,
@@ -78,8 +76,8 @@ def evaluate(
             cache_folder=kept,
             wanted=wanted,
             on_found=found,
-            on_prepared=lambda: bar.advance(preparing),
-            on_classified=lambda n: bar.advance(classifying, n),
+            on_prepared=preparing.advance,
+            on_classified=classifying.advance,
         )
     typer.echo(page)
 

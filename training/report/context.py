@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from training.report.bootstrap import RESAMPLES
+
 
 @dataclass(frozen=True, eq=False)
 class CaseImages:
@@ -31,7 +33,10 @@ class ReportContext:
         threshold_rule: How the threshold was chosen, in words or as the rule's name.
         shortcuts: Scores of baselines by name, (N,) each, out of fold as the network's.
         explain: Gives the pictures of a case by its index into the predictions; None leaves pictures out.
-        notes: Sentences that a reader must see first.
+        notes: Sentences that a reader must see first, after what the report itself says of phantoms.
+        phantoms: How many of the pictures are synthetic.
+        patients_known: Whether it was said who is on which picture; otherwise each is a patient of its own.
+        training_known: Of a saved model: whether it lists the pictures that had a part in it, and none is here.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
     """
@@ -42,5 +47,8 @@ class ReportContext:
     shortcuts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     explain: Callable[[int], CaseImages] | None = None
     notes: Sequence[str] = ()
+    phantoms: int = 0
+    patients_known: bool = False
+    training_known: bool = False
     seed: int = 0
-    resamples: int = 2000
+    resamples: int = RESAMPLES

@@ -14,19 +14,22 @@ from numpy.typing import NDArray
 
 from panoramic.image import load_radiograph
 from panoramic.manifest import Manifest
-from panoramic.preprocess import to_tensor
+from panoramic.preprocess import normalise
 from panoramic.runtime import Runtime
 from training.data.cache import PictureCache, Prepared
 from training.data.dataset import Dataset, Picture, find_dataset
-from training.data.folds import draw_folds
+from training.data.folds import draw_folds, patient_groups
+from training.data.origin import count_left_out, count_phantoms, listed
 from training.data.patients import PatientRule
 from training.data.shortcuts import shortcut_scores
-from training.errors import DatasetError
+from training.errors import ClassFolderError, DatasetError
 from training.explain.maps import explain_picture
 from training.explain.new_folder import check_new, new_folder
 from training.predictions import Predictions, write_predictions
+from training.report.bootstrap import RESAMPLES
 from training.report.cases import NAME_DIGITS
 from training.report.page import HTML_NAME, CaseImages, ReportContext, write_report
+from training.report.statements import synthetic
 
 PREDICTIONS_NAME: Final = "predictions.csv"
 
@@ -53,7 +56,7 @@ class Evaluation:
     patients: PatientRule | None = None
     batch_size: int = 4
     seed: int = 0
-    resamples: int = 2000
+    resamples: int = RESAMPLES
     made_at: str = ""
 
 
@@ -93,13 +96,12 @@ def evaluate(
     dataset = find_for(manifest, root, folders=wanted.folders, patients=wanted.patients)
     on_found(len(dataset.pictures))
     cache = PictureCache(cache_folder, view=manifest.view, input_size=manifest.input_size)
-    prepared = cache.prepare(dataset.pictures, on_done=on_prepared)
+    prepared = cache.prepare(dataset.pictures, on_done=on_prepared, unwanted=manifest.trained_on)
     refuse_seen(prepared, trained_on=manifest.trained_on)
     batches: list[NDArray[np.float64]] = []
     for start in range(0, len(prepared), wanted.batch_size):
         some = prepared[start : start + wanted.batch_size]
-        # Resizing to the size that a picture has already changes nothing: these are the worker's own numbers.
-        batch = np.stack([to_tensor(cache.load(one), input_size=manifest.input_size) for one in some])
+        batch = np.stack([normalise(cache.load(one)) for one in some])
         batches.append(np.array([list(answer.probabilities.values()) for answer in runtime.classify(batch)]))
         on_classified(len(some))
     predictions = Predictions(
@@ -117,14 +119,18 @@ def evaluate(
         pixels = load_radiograph(prepared[index].picture.path, view=manifest.view).pixels
         return CaseImages(pixels, explain_picture(runtime, pixels).overlay_png)
 
+    phantoms = count_phantoms(dataset)
     shortcuts, shortcut_note = _shortcuts(prepared, predictions, seed=wanted.seed)
     context = ReportContext(
         title=f"{manifest.name} {manifest.version} on {root.absolute().name}",
-        facts=_facts(runtime, dataset, prepared, wanted),
+        facts=_facts(runtime, dataset, prepared, wanted, phantoms=phantoms),
         threshold_rule="the model's own, chosen when it was made",
         shortcuts=shortcuts,
         explain=explain,
-        notes=[*_notes(manifest, prepared), *shortcut_note],
+        notes=[*_notes(manifest, prepared, wanted), *shortcut_note],
+        phantoms=phantoms,
+        patients_known=wanted.patients is not None,
+        training_known=bool(manifest.trained_on),
         seed=wanted.seed,
         resamples=wanted.resamples,
     )
@@ -155,8 +161,8 @@ def find_for(
             finding=chosen[manifest.finding_index],
             patients=patients,
         )
-    except DatasetError as exc:
-        if folders or "does not exist" not in str(exc):
+    except ClassFolderError as exc:
+        if folders:
             raise
         raise DatasetError(
             f"{exc}. The model's classes are {', '.join(names)}; say which folders they are, for example with "
@@ -202,12 +208,17 @@ def _shortcuts(
     return dict(shortcut_scores(measures, predictions.positives, predictions.patients, folds=folds)), []
 
 
-def _notes(manifest: Manifest, prepared: Sequence[Prepared]) -> list[str]:
+def _notes(manifest: Manifest, prepared: Sequence[Prepared], wanted: Evaluation) -> list[str]:
     notes = [f"The model says of itself: {code.replace('_', ' ')}." for code in manifest.notices]
     if not manifest.trained_on:
         notes.append(
             "The model does not say what it was trained on, so it could not be checked that these pictures are new "
             "to it. If they are not, the numbers below mean nothing."
+        )
+    if wanted.patients is None:
+        notes.append(
+            "No patients were named, so each picture counts as a patient of its own. If some patients have several "
+            "pictures, the intervals are too narrow: give --patients."
         )
     same: dict[str, list[Picture]] = defaultdict(list)
     for one in prepared:
@@ -218,13 +229,13 @@ def _notes(manifest: Manifest, prepared: Sequence[Prepared]) -> list[str]:
         listed = ", ".join(digest[:NAME_DIGITS] for digest in list(repeated)[:12])
         notes.append(
             f"Pictures that are in the data set more than once: {len(repeated)} ({listed}); in more than one class: "
-            f"{len(torn)}. Each copy was counted."
+            f"{len(torn)}. Each copy was counted, and the patients of identical pictures counted as one."
         )
     return notes
 
 
 def _facts(
-    runtime: Runtime, dataset: Dataset, prepared: Sequence[Prepared], wanted: Evaluation
+    runtime: Runtime, dataset: Dataset, prepared: Sequence[Prepared], wanted: Evaluation, *, phantoms: int
 ) -> dict[str, dict[str, str]]:
     manifest = runtime.model.manifest
     heights, widths = ([one.size_px[axis] for one in prepared] for axis in (0, 1))
@@ -232,13 +243,14 @@ def _facts(
         f"{cls.name} ({shown.label}) {n}"
         for cls, shown, n in zip(manifest.classes, dataset.classes, dataset.counts().values(), strict=True)
     )
+    groups = patient_groups([one.picture.patient for one in prepared], [one.digest for one in prepared])
     data = {
         "Data set": dataset.root.absolute().name,
+        "Synthetic pictures": synthetic(phantoms, pictures=len(prepared)) if phantoms else "",
         "Pictures by class": counts,
-        "Patients": f"{len({one.picture.patient for one in prepared})}"
-        + ("" if wanted.patients else "; each picture was taken for a patient of its own"),
+        "Patients": str(len(set(groups))) if wanted.patients else "unknown; each picture was counted as one of its own",
         "Size": f"height {min(heights)} to {max(heights)} px, width {min(widths)} to {max(widths)} px",
-        "Folders left out": ", ".join(dataset.left_out) or "none",
+        "Folders left out": listed(count_left_out(dataset)),
     }
     model = {
         "Name and version": f"{manifest.name} {manifest.version}",
@@ -248,7 +260,7 @@ def _facts(
         "Preprocessing": manifest.preprocessing,
         "Threshold": f"{manifest.threshold:g}",
         "Temperature": f"{manifest.temperature:g}",
-        "Trained on": f"{len(manifest.trained_on)} pictures, none of them here"
+        "Trained on": f"{len(manifest.trained_on)} pictures, none of them here with identical pixels"
         if manifest.trained_on
         else "not recorded",
         "Training data": manifest.training_data,
@@ -258,7 +270,8 @@ def _facts(
     software = {"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     if wanted.made_at:
         software["Made at"] = wanted.made_at
-    return {"Data": data, "Model": {name: text for name, text in model.items() if text}, "Software": software}
+    sections = {"Data": data, "Model": model, "Software": software}
+    return {name: {row: text for row, text in rows.items() if text} for name, rows in sections.items()}
 
 
 def now() -> str:

@@ -69,7 +69,7 @@ MEASURES: Final = (
         "Calibration error (ECE)",
         "Mean absolute difference of predicted and observed share over bins of equal mass; lower is better. Chance "
         "alone makes it larger than 0, the more so in a small sample and in resamples of it, so that its interval lies "
-        "too high.",
+        "too high. Undefined with fewer than 5 bins, which would flatter.",
     ),
     Measure(
         "calibration_slope",

@@ -18,11 +18,21 @@ from training.files import write_whole
 from training.predictions import Predictions
 from training.report import figures
 from training.report.bootstrap import LEVEL, ROC_GRID, Assessment, Estimate, assess
-from training.report.calibration import MIN_PER_BIN
+from training.report.calibration import MAX_BINS, MIN_BINS, MIN_PER_BIN
 from training.report.cases import Case, data_uris, hardest_cases
 from training.report.checklists import CLAIM_2024, MISSING, TRIPOD_AI, Answer, fill_in
 from training.report.context import CaseImages, ReportContext
-from training.report.statements import DECIMALS, interval, number, statements, with_interval
+from training.report.statements import (
+    DECIMALS,
+    interval,
+    lacking,
+    notes,
+    number,
+    pictures_of_patients,
+    statements,
+    title,
+    with_interval,
+)
 
 __all__ = ["HTML_NAME", "JSON_NAME", "CaseImages", "ReportContext", "write_report"]
 
@@ -53,8 +63,8 @@ def write_report(folder: Path, predictions: Predictions, *, context: ReportConte
     cases = hardest_cases(predictions)
     known = statements(assessment, predictions, context)
     checklists = {
-        "CLAIM 2024": fill_in(CLAIM_2024, known=known, facts=context.facts),
-        "TRIPOD+AI": fill_in(TRIPOD_AI, known=known, facts=context.facts),
+        name: fill_in(items, known=known, facts=context.facts, lacking=lacking(assessment, context))
+        for name, items in (("CLAIM 2024", CLAIM_2024), ("TRIPOD+AI", TRIPOD_AI))
     }
     numbers = report_numbers(assessment, predictions, context, cases=cases, checklists=checklists)
     html = _render(assessment, predictions, context, cases=cases, checklists=checklists)
@@ -81,12 +91,14 @@ def report_numbers(
     numbers = {
         "schema_version": SCHEMA_VERSION,
         "intended_use": RESEARCH_USE,
-        "title": context.title,
+        "title": title(context),
         "facts": {section: dict(rows) for section, rows in context.facts.items()},
-        "notes": list(context.notes),
+        "notes": notes(context, pictures=len(predictions.names)),
         "classes": [cls.model_dump() for cls in predictions.classes],
         "pictures": len(predictions.names),
+        "phantoms": context.phantoms,
         "patients": assessment.patients,
+        "patients_known": context.patients_known,
         "pictures_by_class": {
             cls.name: int((judged.truths == index).sum()) for index, cls in enumerate(predictions.classes)
         },
@@ -95,7 +107,8 @@ def report_numbers(
             "by_fold": {str(fold): float(predictions.thresholds[fold]) for fold in assessment.folds},
         },
         "intervals": {
-            "method": "percentile bootstrap over patients, within folds",
+            "method": "percentile bootstrap over patients, within folds"
+            + ("" if context.patients_known else "; patients unknown, each picture counted as one of its own"),
             "level": LEVEL,
             "resamples": assessment.resamples,
             "seed": assessment.seed,
@@ -165,6 +178,9 @@ def _render(
     images = {case.index: data_uris(context.explain(case.index)) for kind in cases for case in kind if context.explain}
     return environment.get_template("report.html.j2").render(
         research_use=RESEARCH_USE,
+        title=title(context),
+        notes=notes(context, pictures=len(predictions.names)),
+        of_patients=pictures_of_patients(len(predictions.names), assessment.patients, known=context.patients_known),
         context=context,
         assessment=assessment,
         predictions=predictions,
@@ -175,6 +191,8 @@ def _render(
         level=f"{LEVEL * 100:.0f} %",
         undefined_somewhere=_undefined_somewhere(assessment),
         without_width=_without_width(assessment),
+        max_bins=MAX_BINS,
+        min_bins=MIN_BINS,
         min_per_bin=MIN_PER_BIN,
         # Drawn by us, and matplotlib escapes text.
         figures={name: Markup(svg) for name, svg in _draw(assessment, predictions).items()},  # noqa: S704  # nosec B704

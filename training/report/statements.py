@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from panoramic.preprocess import BALL_RADIUS_PX
 from training.predictions import Predictions
 from training.report.bootstrap import LEVEL, Assessment, Estimate
 from training.report.context import ReportContext
@@ -10,6 +11,7 @@ from training.report.context import ReportContext
 DECIMALS: Final = 6
 
 _LEVEL: Final = f"{LEVEL * 100:.0f} %"
+_NOT_OF_PATIENTS: Final = "Phantoms are not patients: this says nothing of patients."
 
 
 def number(value: float | None) -> str:
@@ -29,10 +31,44 @@ def with_interval(found: Estimate) -> str:
     return number(found.value) + ("" if found.value is None else f" ({_LEVEL} interval {interval(found)})")
 
 
+def title(context: ReportContext) -> str:
+    """The heading of the page; it says where the pictures are synthetic."""
+    return context.title + (", synthetic radiographs (phantoms)" if context.phantoms else "")
+
+
+def notes(context: ReportContext, *, pictures: int) -> list[str]:
+    """The sentences that a reader must see first; phantoms before all others."""
+    if not context.phantoms:
+        return list(context.notes)
+    return [f"{synthetic(context.phantoms, pictures=pictures)}. {_NOT_OF_PATIENTS}", *context.notes]
+
+
+def synthetic(phantoms: int, *, pictures: int) -> str:
+    """How many of the pictures are no radiographs."""
+    share = "All" if phantoms == pictures else f"{phantoms} of"
+    return f"{share} {pictures} pictures are synthetic radiographs (phantoms), drawn by a program"
+
+
+def pictures_of_patients(pictures: int, patients: int, *, known: bool) -> str:
+    """How many pictures of how many patients, where that is known."""
+    if known:
+        return f"{pictures} pictures of {patients} patients"
+    return f"{pictures} pictures (each counted as a patient of its own; patients unknown)"
+
+
+def lacking(assessment: Assessment, context: ReportContext) -> dict[str, str]:
+    """By name of a statement, what the authors must add since the program was not told."""
+    who = "" if context.patients_known else "who is on which picture"
+    crossed = len(assessment.folds) > 1
+    seen = "" if crossed or context.training_known else "what the model was trained on"
+    return {"partitions": "; ".join(filter(None, (seen, who))), "disjoint": who, "counts": who, "size": who}
+
+
 def statements(assessment: Assessment, predictions: Predictions, context: ReportContext) -> dict[str, str]:
     """What the run knows, by the names that `training.report.checklists` asks for; empty where it knows nothing."""
     finding = predictions.classes[predictions.finding_index].label
     n, with_finding = len(predictions.names), int(predictions.positives.sum())
+    of_patients = pictures_of_patients(n, assessment.patients, known=context.patients_known)
     n_folds = len(assessment.folds)
     crossed = n_folds > 1
     auc = assessment.pooled["auc"]
@@ -49,23 +85,21 @@ def statements(assessment: Assessment, predictions: Predictions, context: Report
         "privacy": "This report names pictures by digests of their pixels, not by file names.",
         "missing data": "Every picture of the chosen folders was judged; unreadable ones stop the run.",
         "truth": "The class of a picture is the folder in which it was filed.",
-        "partitions": (
-            f"{n_folds} folds; each picture was judged once, by a network that had not seen its patient."
-            if crossed
-            else "No part of this data set was used for training or for any choice."
-        ),
-        "disjoint": "Patient: all pictures of a patient are in the same part." if crossed else "",
-        "size": f"{n} pictures of {assessment.patients} patients, {with_finding} of the pictures with the finding.",
-        "counts": f"Judged: {n} pictures of {assessment.patients} patients; {with_finding} with {finding}, "
-        f"{n - with_finding} without.",
+        "preprocessing": "Every picture, whatever its class: the background is removed (rolling ball of radius "
+        f"{BALL_RADIUS_PX} px), then the picture is resized (bilinear) and normalised as ImageNet's were.",
+        "partitions": _partitions(context, n_folds=n_folds),
+        "disjoint": _disjoint(context) if crossed else "",
+        "size": f"{of_patients}, {with_finding} of the pictures with the finding.",
+        "counts": f"Judged: {of_patients}; {with_finding} with {finding}, {n - with_finding} without.",
         "output": f"A probability for each of {len(predictions.classes)} classes; {finding} is diagnosed from the "
         f"threshold on (rule: {context.threshold_rule}).",
         "predictors": "The pixels of the radiograph alone; no age, sex or other clinical data.",
         "measures": "Discrimination (AUC, average precision), diagnosis at the threshold (sensitivity, specificity, "
         "predictive values, accuracy, F1, MCC) and calibration (Brier score, ECE, slope, intercept), with ROC, "
         "precision-recall and calibration curves.",
-        "intervals": f"{_LEVEL} percentile intervals from {assessment.resamples} bootstrap resamples of patients, "
-        f"drawn within folds, seed {assessment.seed}.",
+        "intervals": f"{_LEVEL} percentile intervals from {assessment.resamples} bootstrap resamples of "
+        f"{'patients' if context.patients_known else 'pictures (patients unknown)'}, drawn within "
+        f"folds, seed {assessment.seed}.",
         "shortcuts": _shortcuts(assessment),
         "explanation": "Grad-CAM (Selvaraju et al. 2017) of the last convolutional layer, shown for the hardest cases."
         if context.explain
@@ -82,10 +116,36 @@ def statements(assessment: Assessment, predictions: Predictions, context: Report
         "clusters": f"AUC of the folds from {number(min(spread))} to {number(max(spread))}."
         if crossed and spread
         else "",
-        "limits": "The intervals speak of the patients tested, not of another training run; predictive values hold for "
+        "limits": (f"{_NOT_OF_PATIENTS} " if context.phantoms else "")
+        + "The intervals speak of the patients tested, not of another training run; predictive values hold for "
         "this set's share of the finding only.",
         "bad input": "Files that are no plausible panoramic radiograph are refused with a reason.",
     }
+
+
+def _partitions(context: ReportContext, *, n_folds: int) -> str:
+    if n_folds > 1 and context.patients_known:
+        return f"{n_folds} folds; each picture was judged once, by a network that had not seen its patient."
+    if n_folds > 1:
+        return (
+            f"{n_folds} folds; each picture was judged once, by a network that had not seen it. Whether it had seen "
+            "other pictures of the same patient is unknown."
+        )
+    if context.training_known:
+        return (
+            "No picture with identical pixels had a part in the model's training or in any choice; re-encoded or "
+            "resized copies, and other pictures of the same patients, cannot be recognised."
+        )
+    return (
+        "Whether the model was trained on these pictures cannot be checked: the model does not say what it was trained "
+        "on."
+    )
+
+
+def _disjoint(context: ReportContext) -> str:
+    if context.patients_known:
+        return "Patient: all pictures of a patient are in the same part."
+    return "Picture: each picture was counted as a patient of its own; patients unknown."
 
 
 def _shortcuts(assessment: Assessment) -> str:
