@@ -16,6 +16,8 @@ from panoramic.errors import PanoramicError
 from panoramic.explained_network import ExplainedNetwork
 from panoramic.model_file import Model
 
+logger = logging.getLogger(__name__)
+
 #: Names of the graph's input, (N, 3, H, W), and outputs, (N, C) and (N, C, h, w), all of float32.
 INPUT: Final = "pictures"
 OUTPUTS: Final = ("logits", "maps")
@@ -83,22 +85,28 @@ def graph_of(
 
     Args:
         model: From `panoramic.model_file.load_model`.
-        cache_dir: Folder of the graphs, made if need be; its files may be deleted at any time.
+        cache_dir: Folder of the graphs, made if need be; its files may be deleted at any time. Where it cannot be
+            written, the graph is not kept.
         runtime_version: Of the library that will run the graph.
         exporter: Makes the graph where there is none.
 
     Raises:
-        PanoramicError: The network cannot be exported, or the folder cannot be written.
+        PanoramicError: The network cannot be exported.
     """
     key = _key(model, runtime_version)
     path = cache_dir / f"{hashlib.sha256(key).hexdigest()[:32]}.graph"
     content = _read(path, key)
     if content is None:
-        with _write_errors_told(cache_dir):  # before the work, not to waste it
-            cache_dir.mkdir(parents=True, exist_ok=True)
         content = exporter(model)
-        with _write_errors_told(cache_dir):
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
             _write(path, _digest(key, content), content)
+        except OSError as exc:
+            logger.warning(
+                "the exported graph is not kept, since %s cannot be written (%s): each start exports anew",
+                cache_dir,
+                exc.strerror,
+            )
     return content
 
 
@@ -147,16 +155,6 @@ def _write(path: Path, *parts: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _write_errors_told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise PanoramicError(
-            f"the exported graph was not written to {folder}: {exc.strerror}; choose a writable folder with room"
-        ) from exc
 
 
 @contextmanager

@@ -74,13 +74,20 @@ class GpuBackground:
             with contextlib.suppress(queue.Empty):
                 while len(batch) < BATCH_SIZE and (item := self._waiting.get_nowait()) is not None:
                     batch.append(item)
-            pictures = [pixels for pixels, _ in batch]
             try:
-                found = rolling_ball_cuda.subtract_background_batch(pictures, self._radius_px)
+                found = rolling_ball_cuda.subtract_background_batch([pixels for pixels, _ in batch], self._radius_px)
             except Exception as error:  # noqa: BLE001 - numba and the driver raise what they like; no job is to fail
-                logger.warning("background_on_cpu", error=type(error).__name__, pictures=len(pictures))
-                found = [remove_background(pixels, radius_px=self._radius_px) for pixels in pictures]
-            for (_, answer), picture in zip(batch, found, strict=True):
-                answer.set_result(picture)
+                logger.warning("background_on_cpu", error=type(error).__name__, pictures=len(batch))
+                for pixels, answer in batch:
+                    self._answer_from_cpu(pixels, answer)
+            else:
+                for (_, answer), picture in zip(batch, found, strict=True):
+                    answer.set_result(picture)
             if item is None:
                 return
+
+    def _answer_from_cpu(self, pixels: Picture, answer: Future[Picture]) -> None:
+        try:
+            answer.set_result(remove_background(pixels, radius_px=self._radius_px))
+        except Exception as error:  # noqa: BLE001 - it is for whoever waits, and the thread goes on
+            answer.set_exception(error)

@@ -91,6 +91,7 @@ class JobProcessor:
         self._node = node
         self._observer = observer or JobObserver()
         self._events = events
+        self._refused = False
 
     def take_up(self, job_id: str) -> JobInHand | None:
         """Claim a job that a message named.
@@ -119,8 +120,13 @@ class JobProcessor:
             return []
         try:
             claims = self._ledger.take(self._node, count=count)
-        except BrokerUnavailableError:
+        except BrokerUnavailableError as error:
+            if not self._refused:
+                # Once, not for each job: an access list without the right to it, say, only makes the node slower.
+                logger.warning("nothing_taken_along", reason=str(error))
+            self._refused = True
             return []
+        self._refused = False
         if self._events is not None:
             for claim in claims:
                 self._events.taken(claim.job_id)

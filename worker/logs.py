@@ -54,6 +54,8 @@ def configure_logs(settings: WorkerSettings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
     logging.captureWarnings(capture=True)
+    for exporter in ("onnx_ir", "onnxscript"):  # what PyTorch exports with tells each step
+        logging.getLogger(exporter).setLevel(logging.WARNING)
     # billiard's, which hands nothing on to the root; of what it says only faults are news.
     processes = logging.getLogger("multiprocessing")
     processes.handlers[:] = [handler]

@@ -85,6 +85,15 @@ class WorkerSettings(Settings):
         return tuple(root.resolve() for root in roots)
 
 
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """How many cores this process may use, at least one: by its affinity, and by its container's quota.
+
+    Args:
+        quota: The control group's file (Linux, cgroup v2, ``cpu.max``): microseconds of each period, or ``max``.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, period = quota.read_text(encoding="ascii").split()
+        return min(cores, max(1, int(share) // int(period)))
+    except (OSError, ValueError):  # there is no such file, or no limit
+        return cores

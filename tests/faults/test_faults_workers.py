@@ -16,6 +16,9 @@ Until = Callable[..., Any]
 #: Within this of a kill, another node or the restarted one has done the job.
 RECOVERY_LIMIT_S = 15.0
 
+#: Jobs that wait while a worker is killed: more than the other node does in that time.
+BACKLOG = 300
+
 
 def waiting_for_a_message(site: Any) -> list[Any]:
     """Connections on which Redis has promised somebody its next message."""
@@ -102,6 +105,24 @@ def test_a_worker_killed_between_its_pictures_and_its_result_leaves_no_stray_pic
         site.kill(node, "engine")
     assert site.ledger.result(job) is None
     assert site.settle()[job].attempts == 2
+
+
+def test_a_killed_workers_job_does_not_wait_for_the_queue_to_empty(site: Any) -> None:
+    """Busy nodes take their jobs from the queue's head, and must leave what is announced anew for its own message."""
+    jobs = [site.submit() for _ in range(BACKLOG)]
+    victim = site.await_stage(site.submit("large", priority="urgent"))
+    hit = [status.job_id for status in site.client.jobs() if status.worker == victim.name and status.stage]
+    assert hit
+    killed_at = time.monotonic()
+    site.kill(victim, "engine")
+    for job in hit:
+        site.await_end(job)
+    took_s = time.monotonic() - killed_at
+    queued = site.ledger.counts()[JobState.QUEUED]
+    site.note(f"engine killed with {BACKLOG} jobs waiting: its jobs done", f"{took_s:.1f} s after the kill")
+    assert queued > 0, "the queue was empty before, so this shows nothing: let more jobs wait"
+    assert took_s < RECOVERY_LIMIT_S
+    assert len(site.settle()) == len(jobs) + 1
 
 
 def test_a_job_that_always_kills_its_engine_ends_dead_and_its_neighbours_finish(site: Any) -> None:
