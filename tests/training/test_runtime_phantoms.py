@@ -28,8 +28,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def phantoms() -> np.ndarray:
     """One of each class, (3, 3, h, w)."""
+    size = load_model(demonstration_model()).manifest.input_size
     truths = [draw_truth(7 + i, cls, size_px=(449, 1054)) for i, cls in enumerate(CorticalClass)]
-    return np.stack([prepare(draw_phantom(truth)) for truth in truths])
+    return np.stack([prepare(draw_phantom(truth), input_size=size) for truth in truths])
 
 
 @pytest.mark.parametrize("runtime", [RuntimeChoice.ONNX, RuntimeChoice.PYTORCH])

@@ -169,7 +169,7 @@ from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
 from panoramic.runtime import Classifier
 
-model = load_model(Path({file_name!r}))
+model = load_model(Path("{file_name}"))
 radiograph = load_radiograph(Path("radiograph.png"), view=model.manifest.view)
 batch = prepare(radiograph.pixels, input_size=model.manifest.input_size)[None]
 (answer,) = Classifier(model).classify(batch)
