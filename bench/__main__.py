@@ -36,6 +36,8 @@ from bench.material import Material
 from bench.scale import FULL, QUICK, Scale
 from bench.summary import Row
 from contract.settings import ENVIRONMENT_PREFIX
+from panoramic.errors import PanoramicError
+from panoramic.image import load_radiograph
 
 OUTPUT = Path("bench-output") / "bench.json"
 
@@ -66,7 +68,7 @@ def _device(gpu: int | None) -> str:
 PARTS = {
     "rolling_ball": Part(
         "Rolling ball",
-        lambda _material, scale, _gpu: rolling_ball.measure(whole=scale.whole_reference),
+        lambda material, scale, _gpu: rolling_ball.measure(material, scale),
         rolling_ball.rows,
     ),
     "stages": Part(
@@ -91,9 +93,7 @@ PARTS = {
     ),
     "explanations": Part(
         "Explanations, on the CPU",
-        lambda _material, scale, _gpu: network.measure(
-            network=scale.large_network, size=scale.input_size, repetitions=min(3, scale.repetitions)
-        ),
+        lambda _material, scale, _gpu: network.measure(scale),
         network.rows,
     ),
     "queue": Part(
@@ -108,7 +108,7 @@ PARTS = {
     ),
     "feed": Part(
         "Training",
-        lambda _material, scale, _gpu: feed.measure(pictures=scale.feed_pictures, epochs=scale.feed_epochs),
+        lambda _material, scale, _gpu: feed.measure(scale),
         feed.rows,
     ),
 }
@@ -119,6 +119,7 @@ def run(
     *,
     only: Sequence[str] = (),
     gpu: int | None = None,
+    radiograph: Path | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure.
@@ -127,6 +128,7 @@ def run(
         scale: How much.
         only: Names of `PARTS`; all of them if it is empty.
         gpu: Index of the GPU that nodes run on; None for the CPU.
+        radiograph: A file of the scale's size, in place of a phantom.
         tell: Is told which part begins.
 
     Returns:
@@ -135,7 +137,7 @@ def run(
     """
     report: dict[str, Any] = {"machine": machine.describe(), "scale": asdict(scale), "gpu": gpu, "parts": {}}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        material = Material(Path(folder))
+        material = Material(Path(folder), radiograph)
         for name in [name for name in PARTS if not only or name in only]:
             tell(name)
             load_before, began = machine.load(), time.perf_counter()
@@ -181,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print the names of the parts")
     parser.add_argument("--soak", action="store_true", help="memory over 5,000 jobs, with b0 and tiny pictures")
     parser.add_argument("--gpu", type=int, metavar="N", help="run nodes on this GPU, alone visible to them")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a radiograph in place of the phantom")
     parser.add_argument("--output", type=Path, default=OUTPUT, help=f"where the JSON goes ({OUTPUT})")
     options = parser.parse_args(arguments)
     if options.list:
@@ -192,10 +195,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = QUICK if options.quick else FULL
     if options.soak:
         scale = replace(scale, memory_network="efficientnet-b0", memory_jobs=5000, memory_tiny=True)
+    if options.picture is not None:
+        try:
+            height, width = load_radiograph(options.picture).pixels.shape
+        except PanoramicError as exc:
+            parser.error(str(exc))
+        scale = replace(scale, picture_px=(height, width))
     report = run(
         scale,
         only=options.only,
         gpu=options.gpu,
+        radiograph=options.picture,
         tell=lambda name: print(f"measuring {name} …", file=sys.stderr, flush=True),
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)

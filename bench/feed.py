@@ -1,12 +1,10 @@
 """Times an epoch of training, fed from our cache and fed in the predecessor's way, on the same pictures and machine.
 
-``python -m bench.feed`` takes about three minutes on two cores. Neither side pays for decoding and rolling ball, which
+Neither side pays for decoding and rolling ball, which
 both do once: ours keeps prepared pictures on disk, the predecessor decoded ones in memory, which it resizes again in
 every epoch.
 """
 
-import argparse
-import json
 import os
 import random
 import statistics
@@ -25,11 +23,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from bench.rolling_ball import HEIGHT_PX, WIDTH_PX
+from bench.scale import Scale
 from bench.summary import Row, rounded
 from bench.untrained import untrained_network
-from panoramic.network import NETWORKS
-from panoramic.preprocess import CHANNEL_MEAN, CHANNEL_STD, FULL_INPUT_SIZE, remove_background
+from panoramic.preprocess import CHANNEL_MEAN, CHANNEL_STD, remove_background
 from panoramic.view import View
 from training.data.augment import Augmentation
 from training.data.batches import PictureDataset, loader
@@ -81,14 +78,7 @@ class Timed:
         }
 
 
-def measure(
-    *,
-    network: str = "efficientnet-b0",
-    size: tuple[int, int] = FULL_INPUT_SIZE,
-    pictures: int = 16,
-    batch: int = 4,
-    epochs: int = 3,
-) -> dict[str, Any]:
+def measure(scale: Scale, *, network: str = "efficientnet-b0", batch: int = 4) -> dict[str, Any]:
     """Time epochs of forward, backward and Adam in turn: ours, the predecessor's, and each feed without a network.
 
     Ours is what ``training kfold`` does, without Lightning around it: pictures from the cache, augmented on the fly,
@@ -97,11 +87,9 @@ def measure(
     accuracy: the plain layout in full precision, on the same device.
 
     Args:
+        scale: How many phantoms, of which size, and epochs; one epoch more is there to warm up.
         network: One of `panoramic.network.NETWORKS`.
-        size: (height, width) of its input.
-        pictures: Phantoms as large as a usual radiograph; the same in each epoch.
         batch: Pictures a step; the predecessor's default is 4.
-        epochs: How many of each are timed, after one to warm up.
 
     Returns:
         ``ours`` and ``predecessor``, each with medians: ``pictures_per_s`` in an epoch, ``waiting_share_percent`` of it
@@ -109,9 +97,10 @@ def measure(
         in an epoch.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = scale.input_size
     workers = min(8, len(os.sched_getaffinity(0))) if device.type == "cuda" else 0
     with tempfile.TemporaryDirectory() as name:
-        files, decoded = _draw(Path(name), pictures)
+        files, decoded = _draw(Path(name), scale)
         cache = PictureCache(Path(name) / "cache", view=View.FULL, input_size=size)
         labels = [picture.class_index for picture in files]
         dataset = PictureDataset(cache, cache.prepare(files), labels, augmentation=Augmentation.ON_THE_FLY)
@@ -119,7 +108,7 @@ def measure(
         theirs = DataLoader(InMemory(decoded, size), batch_size=batch)
         steps = {"ours": _step(network, device, ours=True), "predecessor": _step(network, device, ours=False)}
         timed = {side: Timed() for side in steps}
-        for epoch in range(epochs + 1):
+        for epoch in range(scale.feed_epochs + 1):
             dataset.set_epoch(epoch)
             for side, batches in {"ours": ours, "predecessor": theirs}.items():
                 alone_s, _ = _epoch(batches, lambda _x, _y: None)
@@ -128,12 +117,12 @@ def measure(
                     timed[side].epochs_s.append(epoch_s)
                     timed[side].waiting_s.append(waiting_s)
                     timed[side].feed_alone_s.append(alone_s)
-    found = {side: times.summary(pictures) for side, times in timed.items()}
+    found = {side: times.summary(scale.feed_pictures) for side, times in timed.items()}
     return {
         "network": network,
         "size": size,
         "batch": batch,
-        "pictures": pictures,
+        "pictures": scale.feed_pictures,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "workers": workers,
@@ -142,13 +131,11 @@ def measure(
     }
 
 
-def _draw(folder: Path, count: int) -> tuple[list[Picture], list[tuple[Image.Image, int]]]:
+def _draw(folder: Path, scale: Scale) -> tuple[list[Picture], list[tuple[Image.Image, int]]]:
     """Phantoms as files, and as the predecessor has them: background removed, three channels, shuffled once."""
     files, decoded = [], []
-    for number in range(count):
-        pixels: NDArray[np.uint8] = draw_phantom(
-            draw_truth(number, ("C1", "C3")[number % 2], size_px=(HEIGHT_PX, WIDTH_PX))
-        )
+    for number in range(scale.feed_pictures):
+        pixels: NDArray[np.uint8] = draw_phantom(draw_truth(number, ("C1", "C3")[number % 2], size_px=scale.picture_px))
         path = folder / f"{number}.png"
         cv2.imwrite(str(path), pixels)
         files.append(Picture(path, path.name, number % 2, path.stem))
@@ -203,27 +190,3 @@ def rows(found: dict[str, Any]) -> list[Row]:
             ("    the feed alone", f"{rounded(times['feed_alone_pictures_per_s'])} pictures/s", ""),
         ]
     return [*lines, ("  ratio", f"{found['ratio']:.2f} times", "")]
-
-
-def main() -> None:
-    """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=NETWORKS, default="efficientnet-b0")
-    parser.add_argument("--size", default="x".join(map(str, FULL_INPUT_SIZE)), help="HEIGHTxWIDTH of the input")
-    parser.add_argument("--pictures", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=3)
-    options = parser.parse_args()
-    height, width = map(int, options.size.split("x"))
-    found = measure(
-        network=options.network,
-        size=(height, width),
-        pictures=options.pictures,
-        batch=options.batch,
-        epochs=options.epochs,
-    )
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.untrained import untrained_network
+from panoramic.image import load_radiograph
 from panoramic.manifest import ModelDescription
 from panoramic.model_file import save_model
 from training.phantoms.phantom import draw_phantom, draw_truth
@@ -18,13 +19,16 @@ class Material:
 
     Args:
         folder: An empty one.
+        radiograph: A file to take in place of a phantom of the same size.
 
     Attributes:
         state_dir: What nodes keep for themselves, exported graphs among it; the same for all of a run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, radiograph: Path | None = None) -> None:
         self._folder = folder
+        self._radiograph = radiograph
+        self._radiograph_px = None if radiograph is None else load_radiograph(radiograph).pixels.shape
         self._folders = 0
         self.state_dir = self.new_folder("state")
 
@@ -44,7 +48,9 @@ class Material:
         return path
 
     def picture(self, size_px: tuple[int, int]) -> Path:
-        """A phantom of a (height, width) as a PNG file."""
+        """The radiograph, if it has this (height, width), or else a phantom that has, as a PNG file."""
+        if self._radiograph is not None and self._radiograph_px == size_px:
+            return self._radiograph
         path = self._folder / f"phantom-{size_px[0]}x{size_px[1]}.png"
         if not path.exists():
             pixels: NDArray[np.uint8] = draw_phantom(draw_truth(0, "C1", size_px=size_px))
@@ -55,7 +61,7 @@ class Material:
         """So many copies of it under names of their own, so that no two jobs want to write the same files."""
         original = self.picture(size_px)
         folder = self.new_folder("pictures")
-        copies = [folder / f"{number}.png" for number in range(count)]
+        copies = [folder / f"{number}{original.suffix}" for number in range(count)]
         for copy in copies:
             shutil.copyfile(original, copy)
         return copies

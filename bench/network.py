@@ -1,11 +1,5 @@
-"""Times Grad-CAM in closed form against its general form, Captum's, and the predecessor's gradient at the input.
+"""Times Grad-CAM in closed form against its general form, Captum's, and the predecessor's gradient at the input."""
 
-``python -m bench.network`` takes about four minutes for the published network, b7 at 449×954; ``--network
-efficientnet-b0`` takes seconds.
-"""
-
-import argparse
-import json
 import time
 import warnings
 from collections.abc import Callable
@@ -14,11 +8,14 @@ from typing import Any
 import torch
 from captum.attr import LayerGradCam
 
+from bench.scale import Scale
 from bench.summary import Row, Spread, shown, spread
 from bench.untrained import untrained_network
 from panoramic.grad_cam import closed_form, general_form
-from panoramic.network import EXPLAINED_MODULE, NETWORKS, forward_with_activation, fuse_for_inference, head_weight
-from panoramic.preprocess import FULL_INPUT_SIZE
+from panoramic.network import EXPLAINED_MODULE, forward_with_activation, fuse_for_inference, head_weight
+
+#: b7 forward and backward takes up to half a minute.
+MOST_REPETITIONS = 3
 
 #: What gives an answer with its map otherwise than in closed form, by the name of its time.
 WITH_BACKWARD = {
@@ -29,9 +26,7 @@ WITH_BACKWARD = {
 }
 
 
-def measure(
-    *, network: str = "efficientnet-b7", size: tuple[int, int] = FULL_INPUT_SIZE, repetitions: int = 3
-) -> dict[str, Any]:
+def measure(scale: Scale) -> dict[str, Any]:
     """Time one picture through the network, with and without explanations, each in turn in every repetition.
 
     Everything runs in PyTorch on the CPU, so that what is compared is the method and not the library. Ours runs as the
@@ -40,16 +35,15 @@ def measure(
     activation, the predecessor's map to the input.
 
     Args:
-        network: One of `panoramic.network.NETWORKS`.
-        size: (height, width) of the input.
-        repetitions: How often each is timed, after one run to warm up.
+        scale: Which network and input, and how often, `MOST_REPETITIONS` at most, after one run to warm up.
 
     Returns:
         ``threads``; times in milliseconds: ``forward_ms`` (ours, with the activation kept), ``closed_form_ms`` (our map
         from it), ``library_forward_ms``, and those of `WITH_BACKWARD`; ``closed_form_share_percent`` of the forward
         pass; ``ratios`` by the names of `WITH_BACKWARD`: how many times as long as our answer with its map.
     """
-    x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1)).clamp(-2, 2.6)
+    network, repetitions = scale.large_network, min(MOST_REPETITIONS, scale.repetitions)
+    x = torch.randn(1, 3, *scale.input_size, generator=torch.Generator().manual_seed(1)).clamp(-2, 2.6)
     plain = untrained_network(network).requires_grad_(requires_grad=False)
     pooling = plain.get_submodule(EXPLAINED_MODULE)
     ours = fuse_for_inference(untrained_network(network).requires_grad_(requires_grad=False))
@@ -106,7 +100,7 @@ def measure(
     with_map_ms = found["forward_ms"]["median"] + found["closed_form_ms"]["median"]
     return {
         "network": network,
-        "size": size,
+        "size": scale.input_size,
         "threads": torch.get_num_threads(),
         **found,
         "closed_form_share_percent": 100 * found["closed_form_ms"]["median"] / found["forward_ms"]["median"],
@@ -124,16 +118,3 @@ def rows(found: dict[str, Any]) -> list[Row]:
         *((f"  {title}, with its passes", shown(found[name], "ms"), "") for name, title in WITH_BACKWARD.items()),
         *((f"    ratio, {title}", f"{found['ratios'][name]:.1f} times", "") for name, title in WITH_BACKWARD.items()),
     ]
-
-
-def main() -> None:
-    """Print one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=NETWORKS, default="efficientnet-b7")
-    parser.add_argument("--repetitions", type=int, default=3)
-    options = parser.parse_args()
-    print(json.dumps(measure(network=options.network, repetitions=options.repetitions)))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,13 +4,8 @@ Dias et al. 2025, Biomed. Signal Process. Control 100:107031, and the code publi
 rolling ball of opencv-rolling-ball 1.0.1, torchvision's transforms, efficientnet_pytorch in evaluation mode, and the
 absolute gradient of the largest logit at the input as its map, in matplotlib's colours `hot`. Where a script could do a
 step in several ways, the quicker one is taken.
-
-``python -m bench.predecessor`` takes about two minutes with b7.
 """
 
-import argparse
-import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +25,7 @@ from PIL import Image
 
 from bench.material import Material
 from bench.rolling_ball import RADIUS_PX, STRIP_ROWS
-from bench.scale import FULL, QUICK, Scale
+from bench.scale import Scale
 from bench.summary import Row, rounded
 from bench.untrained import untrained_network
 from panoramic.preprocess import remove_background
@@ -207,16 +202,3 @@ def rows(found: dict[str, Any]) -> list[Row]:
         *((f"  {step}", f"{rounded(taken_s)} s", "") for step, taken_s in found["steps_s"].items()),
         ("  one picture, network loaded and warm", f"{rounded(found['picture_s'])} s", ""),
     ]
-
-
-def main() -> None:
-    """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="b0, with the rolling ball on a strip: half a minute")
-    scale = QUICK if parser.parse_args().quick else FULL
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Material(Path(folder)), scale)))
-
-
-if __name__ == "__main__":
-    main()

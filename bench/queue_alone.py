@@ -1,21 +1,14 @@
-"""Times the queue: jobs through one node whose engine answers at once, all waiting, and one after another.
+"""Times the queue: jobs through one node whose engine answers at once, all waiting, and one after another."""
 
-``python -m bench.queue_alone`` takes half a minute.
-"""
-
-import argparse
-import json
 import sys
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from bench.machine import cpu_s
 from bench.material import Material
 from bench.processes import by_role
 from bench.running import PATIENCE_S, environment, rates, span
-from bench.scale import FULL, QUICK, Scale
+from bench.scale import Scale
 from bench.summary import Row, rounded, shown, spread
 from contract.jobs import JobState
 from contract.names import QUEUES
@@ -123,16 +116,3 @@ def rows(found: dict[str, Any]) -> list[Row]:
         ("One job in an idle system, submit to result", shown(found["single_ms"], "ms"), "below 10 ms"),
         ("  95 of 100 within", f"{rounded(found['single_p95_ms'])} ms", ""),
     ]
-
-
-def main() -> None:
-    """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="with 500 jobs")
-    scale = QUICK if parser.parse_args().quick else FULL
-    with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(measure(Material(Path(folder)), scale)))
-
-
-if __name__ == "__main__":
-    main()

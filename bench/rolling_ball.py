@@ -1,22 +1,17 @@
-"""Times the compiled rolling ball against the pure Python package whose result it reproduces.
+"""Times the compiled rolling ball against the pure Python package whose result it reproduces."""
 
-``python -m bench.rolling_ball`` takes a quarter of a minute, ``--whole`` about two minutes.
-"""
-
-import argparse
-import json
 import statistics
 import time
 from typing import Any
 
-import numpy as np
 from cv2_rolling_ball import subtract_background_rolling_ball
-from numpy.typing import NDArray
 
+from bench.material import Material
+from bench.scale import Scale
 from bench.summary import Row
+from panoramic.image import load_radiograph
 from panoramic.rolling_ball import subtract_background, warm_up
 
-HEIGHT_PX, WIDTH_PX = 1270, 2800
 RADIUS_PX = 180
 
 #: Rows of the strip on which the reference is timed. Its cost per pixel grows with how far it searches along each line:
@@ -25,22 +20,12 @@ RADIUS_PX = 180
 STRIP_ROWS = 160
 
 
-def synthetic_image(height: int = HEIGHT_PX, width: int = WIDTH_PX) -> NDArray[np.uint8]:
-    """Draw a smooth gradient with the noise of a radiograph (deviation 1.5 grey levels), always the same.
-
-    Returns:
-        (height, width) uint8.
-    """
-    y, x = np.mgrid[0:height, 0:width]
-    grey = 110 + 50 * np.sin(x / 400) + 40 * np.cos(y / 200) + np.random.default_rng(0).normal(0, 1.5, x.shape)
-    return np.asarray(np.clip(grey, 0, 255), np.uint8)
-
-
-def measure(*, whole: bool = False, runs: int = 15) -> dict[str, Any]:
-    """Time both on the same synthetic image.
+def measure(material: Material, scale: Scale, *, runs: int = 15) -> dict[str, Any]:
+    """Time both on the same picture.
 
     Args:
-        whole: Time the reference on the whole image, instead of scaling its time per pixel on a strip.
+        material: Has the picture.
+        scale: With `whole_reference` off the reference is timed on a strip and scaled to the picture by its pixels.
         runs: Number of runs of the compiled version, after warming up.
 
     Returns:
@@ -48,7 +33,7 @@ def measure(*, whole: bool = False, runs: int = 15) -> dict[str, Any]:
         ``warm_up_s``; ``best_s`` and ``median_s`` of the compiled version, whole image; ``ratio_best`` and
         ``ratio_median``; ``equal``: whether both results agree in every pixel of the reference's rows.
     """
-    image = synthetic_image()
+    image = load_radiograph(material.picture(scale.picture_px)).pixels
     began = time.perf_counter()
     warm_up()
     warm_up_s = time.perf_counter() - began
@@ -58,7 +43,7 @@ def measure(*, whole: bool = False, runs: int = 15) -> dict[str, Any]:
         subtract_background(image, RADIUS_PX)
         times_s.append(time.perf_counter() - began)
 
-    part = image if whole else image[:STRIP_ROWS]
+    part = image if scale.whole_reference else image[:STRIP_ROWS]
     writable = part.copy()  # the reference writes its result into its argument
     began = time.perf_counter()
     expected, _ = subtract_background_rolling_ball(
@@ -89,14 +74,3 @@ def rows(found: dict[str, Any]) -> list[Row]:
         ("  ratio", f"{found['ratio_median']} times (most {found['ratio_best']})", "400 times"),
         ("  equal in every pixel compared", "yes" if found["equal"] else "NO", "yes"),
     ]
-
-
-def main() -> None:
-    """Print the measurement as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--whole", action="store_true", help="time the reference on the whole image: about two minutes")
-    print(json.dumps(measure(whole=parser.parse_args().whole)))
-
-
-if __name__ == "__main__":
-    main()

@@ -14,6 +14,7 @@ from panoramic.view import View
 from training.data.dataset import Dataset
 from training.data.examine import Examined, Unreadable, examine
 from training.data.findings import Finding, find_faults
+from training.data.folds import patient_groups
 from training.data.shortcut_aucs import ShortcutAuc, enough_patients, shortcut_aucs
 
 _SCHEMA_VERSION = 1
@@ -176,7 +177,8 @@ def _fingerprint(dataset: Dataset, examined: Sequence[Examined], view: View) -> 
 
 def _judge_shortcuts(dataset: Dataset, examined: Sequence[Examined]) -> tuple[ShortcutAuc, ...] | None:
     positives = np.array([one.picture.class_index == dataset.finding_index for one in examined], np.bool_)
-    patients = [one.picture.patient for one in examined]
+    # Patients with identical pictures count as one, as they do in folds and in the report.
+    patients = patient_groups([one.picture.patient for one in examined], [one.digest for one in examined])
     if not enough_patients(positives, patients):
         return None
     return shortcut_aucs([one.measures for one in examined], positives, patients, others=_of_the_files(examined))
