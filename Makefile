@@ -28,8 +28,8 @@ demo: setup  ## classify one radiograph: a synthetic one, or IMAGE=path/of/one.j
 test: setup  ## run every test, the faults in their short form
 	$(BIN)/python -m pytest
 
-faults: setup  ## kill, freeze and cut off everything, at full length: 1,000 jobs
-	$(BIN)/python -m pytest tests/faults --soak-jobs 1000
+faults: setup  ## kill, freeze and cut off everything, at full length: 5,000 jobs
+	$(BIN)/python -m pytest tests/faults --soak-jobs 5000
 
 check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check .

@@ -99,7 +99,7 @@ def test_a_worker_killed_between_its_pictures_and_its_result_leaves_no_stray_pic
     node = site.await_stage(job)
     destination = site.accepted[job]
     # On a slow line the pictures are there while the result is still on its way, and never arrives.
-    with node.proxy.delay(0.5):
+    with node.proxy.delay(0.2):
         until(lambda: list(destination.glob("*.png")), 30, what="a picture", pause_s=0)
         node.proxy.cut()
         site.kill(node, "engine")
