@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -388,3 +389,21 @@ def test_a_grey_png_of_any_depth_is_read_as_opencv_reads_it(bits: int) -> None:
     expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert expected is not None
     assert np.array_equal(decode_picture(content, "PNG", limits=Limits()).pixels, expected)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"exif": EXIF_UPRIGHT_AGAIN},
+        {"xmp": b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="3"/>'},
+        {"transparency": 3},
+        {"dpi": (300, 300)},
+    ],
+    ids=lambda metadata: next(iter(metadata)),
+)
+def test_a_grey_png_with_metadata_is_read_as_opencv_reads_it(metadata: dict[str, Any]) -> None:
+    content = encode(GREY, "PNG", **metadata)
+    expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    turned = np.rot90(GREY, 2) if "exif" in metadata else GREY
+    np.testing.assert_array_equal(expected, turned)
+    np.testing.assert_array_equal(read_radiograph(content).pixels, expected)
