@@ -27,7 +27,7 @@ from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import OLDEST_MAJOR_VERSION
 from local.stack import child_environment
 
-#: Free space below which a disk is called nearly full, and full, in bytes. Two pictures take some 3 MB.
+#: Free space below which a disk is called nearly full, and full, in bytes. Two pictures take some 4 MB.
 DISK_WARN_BYTES = 2 * 1024**3
 DISK_FAIL_BYTES = 200 * 1024**2
 

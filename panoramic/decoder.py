@@ -15,7 +15,6 @@ This module imports no decoding library, and neither it nor the child imports Py
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import selectors
@@ -213,7 +212,6 @@ class DecoderProcess:
         for pipe in (child.stdin, child.stdout):
             if pipe:
                 os.set_blocking(pipe.fileno(), False)
-                _widen(pipe)
         return child
 
     def _kill(self) -> None:
@@ -231,13 +229,6 @@ def frame(header: dict[str, Any], body_bytes: int = 0) -> bytes:
     """Return a frame up to its body, which follows by itself, for it may be large."""
     encoded = json.dumps(header).encode()
     return FRAME.pack(len(encoded), body_bytes) + encoded
-
-
-def _widen(pipe: IO[bytes]) -> None:
-    """Let a pipe hold a chunk, where the system can: with the usual 64 KiB both processes wait by turns."""
-    if hasattr(fcntl, "F_SETPIPE_SZ"):
-        with contextlib.suppress(OSError):
-            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK_BYTES)
 
 
 def _send(pipe: IO[bytes] | None, parts: tuple[bytes, ...], deadline: float) -> None:

@@ -166,12 +166,13 @@ class Line:
 
     def _classify(self) -> None:
         outcomes = self._screener.classify([prepared for _, prepared in self._at_network])
-        for (item, prepared), outcome in zip(self._at_network, outcomes, strict=True):
+        for outcome in outcomes:
+            item, prepared = self._at_network[0]
             if isinstance(outcome, JobError):
                 self._jobs.end(item.job, outcome)
             else:
                 self._written.add(self._writers.submit(self._deliver, item.job, prepared, outcome))
-        self._at_network = []
+            del self._at_network[0]  # at once: a time limit gives back what is still here
 
     def _gather_batch(self) -> None:
         """Collect what has been read, for one model; wait a while for the first, and hardly for more."""
@@ -199,9 +200,11 @@ class Line:
             prepared = item.reading.result()
             if prepared is not None and self._at_network and prepared.loaded is not self._at_network[0][1].loaded:
                 continue
-            self._reading.remove(item)
-            if prepared is not None and self._enters_network(item.job, prepared):
+            if prepared is not None:
                 self._at_network.append((item, prepared))
+            self._reading.remove(item)
+            if prepared is not None and not self._enters_network(item.job, prepared):
+                self._at_network.pop()
 
     def _enters_network(self, job: JobInHand, prepared: Prepared) -> bool:
         def enter() -> bool:

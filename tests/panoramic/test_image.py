@@ -371,16 +371,22 @@ def test_every_refusal_is_an_image_error() -> None:
         assert issubclass(kind, ImageError)
 
 
-def grey_png(grey: np.ndarray, *, bits: int) -> bytes:
-    """A PNG file without filters, put together by hand from its specification."""
+def png_file(width: int, height: int, scanlines: bytes, *, bits: int = 8, interlaced: bool = False) -> bytes:
+    """A grey PNG file, put together by hand from its specification."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], bits, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, interlaced)
+    chunks = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(scanlines)), chunk(b"IEND", b"")
+    return b"".join((b"\x89PNG\r\n\x1a\n", *chunks))
+
+
+def grey_png(grey: np.ndarray, *, bits: int) -> bytes:
+    """The same without filters."""
     samples = np.unpackbits(grey[:, :, None], axis=2)[:, :, -bits:].reshape(grey.shape[0], -1)
     raw = b"".join(b"\0" + np.packbits(line).tobytes() for line in samples)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return png_file(grey.shape[1], grey.shape[0], raw, bits=bits)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -407,3 +413,21 @@ def test_a_grey_png_with_metadata_is_read_as_opencv_reads_it(metadata: dict[str,
     turned = np.rot90(GREY, 2) if "exif" in metadata else GREY
     np.testing.assert_array_equal(expected, turned)
     np.testing.assert_array_equal(read_radiograph(content).pixels, expected)
+
+
+#: First row and column of each pass, and its steps down and across; W3C PNG, section 8.2.
+ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("missing", [1, 20, 200])
+def test_a_png_whose_data_end_in_order_but_early_is_refused(missing: int, interlaced: bool) -> None:
+    height, width = GREY.shape
+    parts = [GREY[y::down, x::across] for y, x, down, across in ADAM7] if interlaced else [GREY]
+    lines = [b"\0" + line.tobytes() for part in parts for line in part]
+    whole, short = (
+        png_file(width, height, b"".join(some), interlaced=interlaced) for some in (lines, lines[:-missing])
+    )
+    np.testing.assert_array_equal(read_radiograph(whole).pixels, GREY)
+    with pytest.raises(ImageUnreadableError, match="damaged"):
+        read_radiograph(short)
