@@ -249,7 +249,7 @@ def test_the_time_limit_ends_what_has_had_its_time_and_gives_back_the_rest(
     ledger: Ledger,
     wait: Callable[..., None],
 ) -> None:
-    stuck, _ = hold("stuck")
+    stuck, release = hold("stuck")
     late, gate = hold("late")
     announce("stuck", img_path=stuck)
     line = make_line(enough_s=1.5, readers_left_s=0.2)
@@ -276,6 +276,7 @@ def test_the_time_limit_ends_what_has_had_its_time_and_gives_back_the_rest(
     finally:
         other.join(10)
         signal.signal(signal.SIGUSR1, before)
+        release.set()
     assert states(ledger, "stuck", "late", "unread") == [JobState.FAILED, JobState.QUEUED, JobState.QUEUED]
     result = ledger.result("stuck")
     assert result is not None
