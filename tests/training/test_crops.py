@@ -193,7 +193,7 @@ def test_what_is_no_coco_file(text: str, tmp_path: Path, images: Path) -> None:
 def test_an_unreadable_radiograph_leaves_nothing_behind(tmp_path: Path, images: Path) -> None:
     whole = (images / "C3/17.png").read_bytes()
     (images / "C3/17.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DatasetError, match="C3/17.png: The file is damaged, cut short"):
+    with pytest.raises(DatasetError, match="C3/17.png: The PNG picture is damaged, cut short"):
         cut_crops(written(tmp_path), images, tmp_path / "crops", side_px=SIDE_PX)
     assert {entry.name for entry in tmp_path.iterdir()} == {"annotations.json", "images"}
 
