@@ -223,7 +223,8 @@ def start_producer(environment: dict[str, str], tmp_path: Path) -> Iterator[Call
     def start(*arguments: str, **options: int) -> subprocess.Popen[str]:
         streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         process = subprocess.Popen(
-            [sys.executable, "-m", "producer", *arguments],
+            # Not by `python -m`: interrupted while it imports, CPython 3.11 ends by the signal, not with our code.
+            [Path(sys.executable).with_name("producer"), *arguments],
             env=environment,
             cwd=tmp_path,
             text=True,
