@@ -138,7 +138,7 @@ def run(
     """
     report: dict[str, Any] = {"machine": machine.describe(), "scale": asdict(scale), "gpu": gpu, "parts": {}}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        material = Material(Path(folder), radiograph)
+        material = Material(Path(folder), {scale.picture_px: radiograph} if radiograph else None)
         for name in [name for name in PARTS if not only or name in only]:
             tell(name)
             load_before, began = machine.load(), time.perf_counter()

@@ -1,8 +1,7 @@
 """Times an epoch of training, fed from our cache and fed in the predecessor's way, on the same pictures and machine.
 
-Neither side pays for decoding and rolling ball, which
-both do once: ours keeps prepared pictures on disk, the predecessor decoded ones in memory, which it resizes again in
-every epoch.
+Neither side pays for decoding and rolling ball, which both do once: ours keeps prepared pictures on disk, the
+predecessor decoded ones in memory, which it resizes again in every epoch.
 """
 
 import os

@@ -1,6 +1,7 @@
 """What is measured on, made once: phantoms as files, and model files of random weights."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.untrained import untrained_network
-from panoramic.image import load_radiograph
 from panoramic.manifest import ModelDescription
 from panoramic.model_file import save_model
 from training.phantoms.phantom import draw_phantom, draw_truth
@@ -19,16 +19,15 @@ class Material:
 
     Args:
         folder: An empty one.
-        radiograph: A file to take in place of a phantom of the same size.
+        radiographs: Files to take in place of phantoms, by (height, width).
 
     Attributes:
         state_dir: What nodes keep for themselves, exported graphs among it; the same for all of a run.
     """
 
-    def __init__(self, folder: Path, radiograph: Path | None = None) -> None:
+    def __init__(self, folder: Path, radiographs: Mapping[tuple[int, int], Path] | None = None) -> None:
         self._folder = folder
-        self._radiograph = radiograph
-        self._radiograph_px = None if radiograph is None else load_radiograph(radiograph).pixels.shape
+        self._radiographs = radiographs or {}
         self._folders = 0
         self.state_dir = self.new_folder("state")
 
@@ -48,9 +47,9 @@ class Material:
         return path
 
     def picture(self, size_px: tuple[int, int]) -> Path:
-        """The radiograph, if it has this (height, width), or else a phantom that has, as a PNG file."""
-        if self._radiograph is not None and self._radiograph_px == size_px:
-            return self._radiograph
+        """The radiograph of a (height, width), or else a phantom as a PNG file."""
+        if size_px in self._radiographs:
+            return self._radiographs[size_px]
         path = self._folder / f"phantom-{size_px[0]}x{size_px[1]}.png"
         if not path.exists():
             pixels: NDArray[np.uint8] = draw_phantom(draw_truth(0, "C1", size_px=size_px))
