@@ -1,31 +1,33 @@
-"""A loaded model that classifies batches and explains each answer, in one forward pass.
+"""A loaded model that classifies batches and explains each answer, in one forward pass: what callers rely on.
 
-`Runtime` is what callers rely on, and `Classifier` the reference. `panoramic.runtime_choice.load_runtime` finds the
-fastest that gives the reference's answers.
+`panoramic.runtime_torch.Classifier` is the reference, and `panoramic.runtime_choice.load_runtime` finds the fastest
+that gives the reference's answers.
 """
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.classification import METHOD, Classification
+from panoramic.classification import Classification
 from panoramic.model_file import Model
-from panoramic.runtime_torch import Classifier
-
-__all__ = ["METHOD", "Classification", "Classifier", "Runtime"]
 
 
-class Runtime(Protocol):
-    """A model made ready to run on some device by some library."""
+class Runtime(ABC):
+    """A model made ready to run on some device by some library.
 
-    @property
-    def model(self) -> Model:
-        """The model that answers."""
+    Attributes:
+        model: The model that answers, from `panoramic.model_file.load_model`.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
 
     def warm_up(self) -> None:
         """Run once on an empty picture, so that the first radiograph does not pay for allocation and set-up."""
+        self.classify(np.zeros((1, 3, *self.model.manifest.input_size), np.float32))
 
+    @abstractmethod
     def classify(self, batch: NDArray[np.float32]) -> list[Classification]:
         """Classify and explain pictures from `panoramic.preprocess.prepare`, (N, 3, h, w); one answer each, in order.
 
@@ -36,5 +38,5 @@ class Runtime(Protocol):
 
         Raises:
             ValueError: The batch is not of the model's input size, or not of finite float32.
-            PanoramicError: The network put out something infinite or not a number.
+            PanoramicError: The network put out something infinite or not a number, or the library failed.
         """

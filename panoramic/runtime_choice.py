@@ -20,9 +20,9 @@ from panoramic.classification import Classification
 from panoramic.errors import PanoramicError
 from panoramic.model_file import Model
 from panoramic.probe import probe_batch
-from panoramic.runtime import Classifier, Runtime
+from panoramic.runtime import Runtime
 from panoramic.runtime_info import Precision, RuntimeChoice, RuntimeInfo
-from panoramic.runtime_torch import FusedClassifier, check_device
+from panoramic.runtime_torch import Classifier, FusedClassifier, check_device
 
 #: How far a probability may be from the reference's.
 MAX_PROBABILITY_DIFFERENCE: Final = 1e-3

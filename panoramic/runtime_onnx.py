@@ -16,12 +16,13 @@ from panoramic.classification import Classification, answers_with_maps, check_ba
 from panoramic.errors import PanoramicError
 from panoramic.model_file import Model
 from panoramic.onnx_graph import INPUT, OUTPUTS, graph_of
+from panoramic.runtime import Runtime
 
 _ERRORS_ONLY = 3
 
 
-class OnnxClassifier:
-    """A model run by ONNX Runtime in float32 on the CPU; a `Runtime`."""
+class OnnxClassifier(Runtime):
+    """A model run by ONNX Runtime in float32 on the CPU."""
 
     def __init__(self, model: Model, *, cache_dir: Path, threads: int = 0):
         """Export the model, or find it exported, and make it ready to run.
@@ -34,7 +35,7 @@ class OnnxClassifier:
         Raises:
             PanoramicError: The model cannot be exported or run, or the folder cannot be written.
         """
-        self._model = model
+        super().__init__(model)
         version = onnxruntime.__version__
         threads = threads or torch.get_num_threads()
         graph = graph_of(model, cache_dir=cache_dir, runtime_version=version)
@@ -45,25 +46,16 @@ class OnnxClassifier:
                 f"ONNX Runtime {version} cannot run model {model.manifest.name}; use the runtime pytorch"
             ) from exc
 
-    @property
-    def model(self) -> Model:
-        """The model that answers."""
-        return self._model
-
-    def warm_up(self) -> None:
-        """Run once on an empty picture; see `Runtime.warm_up`."""
-        self.classify(np.zeros((1, 3, *self._model.manifest.input_size), np.float32))
-
     def classify(self, batch: NDArray[np.float32]) -> list[Classification]:
         """Classify and explain a batch, (N, 3, h, w); see `Runtime.classify` for the rule and the errors."""
-        check_batch(self._model, batch)
+        check_batch(self.model, batch)
         try:
             logits, maps = self._session.run(OUTPUTS, {INPUT: batch})
         except Exception as exc:  # the library's errors have no common class
             raise PanoramicError(
                 f"ONNX Runtime failed on a batch of {len(batch)}; give the node more memory, or use smaller batches"
             ) from exc
-        return answers_with_maps(self._model, logits, maps, where="cpu")
+        return answers_with_maps(self.model, logits, maps, where="cpu")
 
 
 def _session(graph: bytes, *, threads: int) -> onnxruntime.InferenceSession:

@@ -15,12 +15,13 @@ from panoramic.explained_network import ExplainedNetwork
 from panoramic.grad_cam import closed_form
 from panoramic.model_file import Model
 from panoramic.network import forward_with_activation, head_weight, restore
+from panoramic.runtime import Runtime
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
 
-class Classifier:
-    """A model run by PyTorch in float32 as its weights are; a `Runtime`, and what all others are compared with.
+class Classifier(Runtime):
+    """A model run by PyTorch in float32 as its weights are, and what all others are compared with.
 
     On the CPU the same batch gives the same bits every time (with the same number of threads on the same machine).
     """
@@ -35,22 +36,13 @@ class Classifier:
         Raises:
             PanoramicError: There is no such device.
         """
-        self._model = model
+        super().__init__(model)
         self._net = _put(restore(model.manifest.network, model.state_dict), device)
         self._device = torch.device(device)
 
-    @property
-    def model(self) -> Model:
-        """The model that answers."""
-        return self._model
-
-    def warm_up(self) -> None:
-        """Run once on an empty picture; see `Runtime.warm_up`."""
-        self.classify(np.zeros((1, 3, *self._model.manifest.input_size), np.float32))
-
     def classify(self, batch: NDArray[np.float32]) -> list[Classification]:
         """Classify and explain a batch, (N, 3, h, w); see `Runtime.classify` for the rule and the errors."""
-        check_batch(self._model, batch)
+        check_batch(self.model, batch)
         with torch.inference_mode(), _full_precision(self._device):
             logits, activation = forward_with_activation(self._net, _moved(batch, self._device))
             weight = head_weight(self._net)
@@ -61,12 +53,12 @@ class Classifier:
                 )
                 return cams
 
-            of_classes = logits[:, : len(self._model.manifest.classes)].cpu().numpy()
-            return answers(self._model, of_classes, cam_of=cam_of, where=str(self._device))
+            of_classes = logits[:, : len(self.model.manifest.classes)].cpu().numpy()
+            return answers(self.model, of_classes, cam_of=cam_of, where=str(self._device))
 
 
-class FusedClassifier:
-    """A model run by PyTorch with batch norms folded and channels innermost, in float32 or float16; a `Runtime`.
+class FusedClassifier(Runtime):
+    """A model run by PyTorch with batch norms folded and channels innermost, in float32 or float16.
 
     Its answers differ from the reference's by rounding, which in float16 is not little: `panoramic.runtime_choice`
     compares them before it relies on them.
@@ -83,26 +75,17 @@ class FusedClassifier:
         Raises:
             PanoramicError: There is no such device.
         """
-        self._model = model
+        super().__init__(model)
         self._net = _put(ExplainedNetwork(model, half=half), device)
         self._device = torch.device(device)
         self._where = f"{device} in float16" if half else device
 
-    @property
-    def model(self) -> Model:
-        """The model that answers."""
-        return self._model
-
-    def warm_up(self) -> None:
-        """Run once on an empty picture; see `Runtime.warm_up`."""
-        self.classify(np.zeros((1, 3, *self._model.manifest.input_size), np.float32))
-
     def classify(self, batch: NDArray[np.float32]) -> list[Classification]:
         """Classify and explain a batch, (N, 3, h, w); see `Runtime.classify` for the rule and the errors."""
-        check_batch(self._model, batch)
+        check_batch(self.model, batch)
         with torch.inference_mode(), _full_precision(self._device):
             logits, maps = self._net(_moved(batch, self._device))
-            return answers_with_maps(self._model, logits.cpu().numpy(), maps.cpu().numpy(), where=self._where)
+            return answers_with_maps(self.model, logits.cpu().numpy(), maps.cpu().numpy(), where=self._where)
 
 
 def check_device(device: str) -> None:

@@ -19,7 +19,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 
 from contract.broker import HARD_TIME_LIMIT_S, SOFT_TIME_LIMIT_S
 from contract.errors import ErrorCode, JobError, LeaseLostError
-from panoramic.runtime import Classification
+from panoramic.classification import Classification
 from worker.job import JobInHand, JobProcessor
 from worker.screening import Prepared, Screener
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from contract.errors import ErrorCode, JobError, SettingsError
 from panoramic import rolling_ball
+from panoramic.classification import Classification
 from panoramic.decoder import DecoderProcess
 from panoramic.demonstration import demonstration_model
 from panoramic.errors import (
@@ -33,7 +34,6 @@ from panoramic.model_file import load_model
 from panoramic.overlay import Caption, caption_of, overlay_png, saliency_png, scale_map
 from panoramic.preprocess import remove_background, to_tensor
 from panoramic.radiograph import Limits
-from panoramic.runtime import Classification
 from panoramic.runtime_choice import LoadedRuntime, load_runtime
 from panoramic.runtime_info import RuntimeInfo
 from worker.paths import Destination, open_destination, read_input

@@ -8,7 +8,7 @@ the picture's corners are corrected (`panoramic.rolling_ball.corners`).
 
 The result is equal in every pixel to that of the PyPI package ``opencv-rolling-ball`` 1.0.1, on whose pictures networks
 were trained. `panoramic.rolling_ball.imagej` does a line in its way, `panoramic.rolling_ball.envelope` does most of
-them several times faster and can tell which; `panoramic.rolling_ball.compiling` says when and where kernels are kept.
+them several times faster and can tell which; `panoramic.compiling` says when and where kernels are kept.
 
 The kernels release the interpreter's lock and run in plain threads that live for one call. numba's ``parallel=True`` is
 avoided: its layers end the process when two threads enter at once (workqueue) or when it is used again after a fork
@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.rolling_ball.compiling import compiled
+from panoramic.compiling import compiled
 from panoramic.rolling_ball.corners import lower_corners
 from panoramic.rolling_ball.envelope import BLOCK, slide_along_columns, slide_along_rows, tolerance
 from panoramic.rolling_ball.imagej import slide_along

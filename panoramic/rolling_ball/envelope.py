@@ -23,7 +23,7 @@ is row r, column q of a small array that stays in the second-level cache, and no
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.rolling_ball.compiling import compiled
+from panoramic.compiling import compiled
 from panoramic.rolling_ball.prefetching import prefetch
 
 #: Columns or diagonals taken together: four cache lines of float64 from each row. Half as many leave most of a cache

@@ -12,7 +12,7 @@ and those that `panoramic.rolling_ball.envelope` refuses.
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.rolling_ball.compiling import compiled
+from panoramic.compiling import compiled
 
 
 @compiled

@@ -13,7 +13,7 @@ from panoramic.image import load_radiograph
 from panoramic.manifest import ModelDescription
 from panoramic.model_file import load_model, save_model
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.phantoms.phantom import draw_phantom, draw_truth
 
 #: Small, for the reference's rolling ball takes 40 µs for each pixel, and more than that on a busy machine.

@@ -5,7 +5,7 @@ import numpy as np
 from panoramic.demonstration import DEMONSTRATION_NAME, demonstration_model
 from panoramic.model_file import load_model
 from panoramic.probe import probe_batch
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 
 
 def test_its_file_is_whole_and_named_after_it() -> None:

@@ -26,7 +26,7 @@ from panoramic.network import (
     restore,
     split_members,
 )
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 
 Weights = dict[str, torch.Tensor]
 

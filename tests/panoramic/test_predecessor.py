@@ -12,7 +12,7 @@ from PIL import Image
 from bench.untrained import untrained_network
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 
 
 def small_radiograph(*, seed: int) -> np.ndarray:

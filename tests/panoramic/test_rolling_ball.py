@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
+import panoramic
 from panoramic import rolling_ball
 from panoramic.rolling_ball import envelope, imagej, subtract_background
 
@@ -228,8 +229,9 @@ def test_warm_up_compiles_every_kernel_and_works_without_a_cache_folder(tmp_path
     """A copy in a folder where numba can write nowhere: files stand where each cache folder would be made."""
     copy = tmp_path / "panoramic" / "rolling_ball"
     shutil.copytree(Path(rolling_ball.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "panoramic" / "__init__.py").touch()
-    for blocked in (copy / "__pycache__", tmp_path / "cache", tmp_path / "home"):
+    for module in ("__init__.py", "compiling.py"):
+        shutil.copy(Path(panoramic.__file__).with_name(module), copy.parent)
+    for blocked in (copy / "__pycache__", copy.parent / "__pycache__", tmp_path / "cache", tmp_path / "home"):
         blocked.touch()
     code = (
         "import panoramic.rolling_ball as r; from panoramic.rolling_ball import envelope, imagej; r.warm_up();"

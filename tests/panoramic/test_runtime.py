@@ -15,7 +15,8 @@ from panoramic.errors import PanoramicError
 from panoramic.grad_cam import general_form
 from panoramic.manifest import DiagnosisClass, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
-from panoramic.runtime import Classifier, Runtime
+from panoramic.runtime import Runtime
+from panoramic.runtime_torch import Classifier
 
 MakeModel = Callable[..., Model]
 

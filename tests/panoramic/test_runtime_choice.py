@@ -21,11 +21,11 @@ from panoramic.model_file import Model, load_model, save_model
 from panoramic.network import join_members
 from panoramic.onnx_graph import export
 from panoramic.probe import probe_batch
-from panoramic.runtime import Classifier, Runtime
+from panoramic.runtime import Runtime
 from panoramic.runtime_choice import differences, load_runtime
 from panoramic.runtime_info import Precision, RuntimeChoice
 from panoramic.runtime_onnx import OnnxClassifier
-from panoramic.runtime_torch import FusedClassifier
+from panoramic.runtime_torch import Classifier, FusedClassifier
 
 SIZE = (96, 160)
 THREE = tuple(DiagnosisClass(name=f"C{i}", label=f"Class {i}", finding=i == 3) for i in (1, 2, 3))

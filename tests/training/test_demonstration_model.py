@@ -14,7 +14,7 @@ from panoramic.image import load_radiograph
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
 from panoramic.radiograph import pixel_digest
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.phantoms.phantom_set import read_set, write_set
 from training.phantoms.truth import CorticalClass
 

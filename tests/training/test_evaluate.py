@@ -16,7 +16,7 @@ from panoramic.model_file import load_model, save_model
 from panoramic.network import build
 from panoramic.preprocess import prepare
 from panoramic.radiograph import pixel_digest
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.errors import DatasetError
 from training.phantoms.phantom_set import write_set
 from training.report.cli import parse_classes, register

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from bench.untrained import untrained_network
 from panoramic.manifest import RESEARCH_USE, DiagnosisClass, ModelDescription
 from panoramic.model_file import load_model, save_model
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.data.cache import PictureCache, Prepared
 from training.data.dataset import Dataset, find_dataset
 from training.errors import ResourcesError, RunError

@@ -18,11 +18,12 @@ from scipy.ndimage import distance_transform_edt
 from typer.testing import CliRunner
 
 from bench.untrained import untrained_network
+from panoramic.classification import Classification
 from panoramic.manifest import RESEARCH_USE, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
 from panoramic.overlay import Colormap
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classification, Classifier
+from panoramic.runtime_torch import Classifier
 from panoramic.view import View
 from training.errors import DatasetError, ResourcesError
 from training.explain.cases import Case, Heatmaps

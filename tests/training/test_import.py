@@ -15,7 +15,7 @@ from panoramic.errors import ModelFileError
 from panoramic.manifest import RESEARCH_USE
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from panoramic.view import View
 from training.errors import RunError
 from training.fit.cli_final import register

@@ -25,7 +25,7 @@ from panoramic.manifest import RESEARCH_USE
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
 from panoramic.radiograph import pixel_digest
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.cli import app
 from training.data.cache import PictureCache, Prepared
 from training.data.dataset import Dataset, find_dataset

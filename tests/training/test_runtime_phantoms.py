@@ -10,9 +10,9 @@ import torch
 from panoramic.demonstration import demonstration_model
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classifier
 from panoramic.runtime_choice import differences, load_runtime
 from panoramic.runtime_info import RuntimeChoice
+from panoramic.runtime_torch import Classifier
 from training.phantoms.phantom import CorticalClass, draw_phantom, draw_truth
 
 

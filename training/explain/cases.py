@@ -7,9 +7,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from panoramic.classification import Classification
 from panoramic.manifest import Manifest
 from panoramic.overlay import Colormap
-from panoramic.runtime import Classification
 from training.explain.cortex_share import CortexShares
 
 #: Box, height and width in px, that the pictures of sheet and page are reduced to fit.

@@ -46,7 +46,7 @@ def heatmaps(
     with faults_told():
         from panoramic.model_file import load_model
         from panoramic.overlay import Colormap
-        from panoramic.runtime import Classifier
+        from panoramic.runtime_torch import Classifier
         from training.explain.heatmaps import draw_heatmaps
 
         classifier = Classifier(load_model(model), device=device)

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from panoramic.classification import METHOD
 from panoramic.manifest import RESEARCH_USE
 from panoramic.overlay import Colormap, lookup_table, saliency_png
-from panoramic.runtime import METHOD, Runtime
+from panoramic.runtime import Runtime
 from training.errors import DatasetError
 from training.explain.cases import Case, Heatmaps, thumbnail
 from training.explain.cortex_share import MARGIN_MM, cortex_shares, summarise, truths_beside

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from panoramic.classification import Classification
 from panoramic.overlay import Colormap, caption_of, overlay_png, scale_map
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classification, Runtime
+from panoramic.runtime import Runtime
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import cv2
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from panoramic.classification import METHOD
 from panoramic.manifest import RESEARCH_USE
 from panoramic.overlay import notices_of
-from panoramic.runtime import METHOD
 from training.explain.cortex_share import MARGIN_MM, summarise
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ from torch import nn
 from panoramic.grad_cam import closed_form
 from panoramic.model_file import Model
 from panoramic.network import forward_with_activation, head_weight, restore
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.errors import DatasetError, RunError
 
 #: Below this, for rank correlation and for SSIM, with all weights random, a map counts as changed. Equal maps have 1;

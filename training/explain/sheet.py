@@ -10,9 +10,9 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from panoramic.classification import METHOD
 from panoramic.manifest import RESEARCH_USE
 from panoramic.overlay import lookup_table, notices_of
-from panoramic.runtime import METHOD
 
 if TYPE_CHECKING:
     from training.explain.cases import Case, Heatmaps

@@ -10,7 +10,7 @@ import numpy as np
 
 from panoramic.manifest import RESEARCH_USE, ModelDescription
 from panoramic.model_file import load_model, save_model
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.classes import TrainingClass
 from training.data.folds import Fold
 from training.fit.checkpoints import BEST, LAST

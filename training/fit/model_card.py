@@ -167,7 +167,7 @@ from pathlib import Path
 from panoramic.image import load_radiograph
 from panoramic.model_file import load_model
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 
 model = load_model(Path("{file_name}"))
 radiograph = load_radiograph(Path("radiograph.png"), view=model.manifest.view)

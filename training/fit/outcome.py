@@ -9,7 +9,7 @@ from panoramic.errors import ImageError
 from panoramic.image import load_radiograph
 from panoramic.model_file import load_model
 from panoramic.preprocess import PREPROCESSING_VERSION
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from training.data.cache import Prepared
 from training.data.origin import listed
 from training.data.shortcuts import shortcut_scores

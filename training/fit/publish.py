@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from panoramic.manifest import ModelDescription
 from panoramic.model_file import Model, load_model, save_model
 from panoramic.preprocess import prepare
-from panoramic.runtime import Classifier
+from panoramic.runtime_torch import Classifier
 from panoramic.view import View
 from training.errors import ResourcesError, RunError
 from training.files import write_whole

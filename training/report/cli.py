@@ -42,7 +42,7 @@ def evaluate(
     """Judge a saved model on pictures that it has not seen, and write a report."""
     with faults_told(), ExitStack() as stack:
         from panoramic.model_file import load_model
-        from panoramic.runtime import Classifier
+        from panoramic.runtime_torch import Classifier
         from training.data.patients import patient_rule
         from training.explain.new_folder import check_new
         from training.report.evaluate import Evaluation, now

@@ -1,4 +1,4 @@
-"""How the rolling ball's kernels are compiled: without the interpreter's lock, cached where possible, exact.
+"""How kernels are compiled: without the interpreter's lock, cached where possible, exact.
 
 numba compiles on first use and keeps the result in ``__pycache__`` beside the kernel's file, or in the user's cache
 folder where the installation is read-only, or in ``NUMBA_CACHE_DIR`` if that is set; where none can be written, each
