@@ -1,1 +1,1 @@
-"""Measurements; each module prints its own when run with `python -m`."""
+"""Measurements: `python -m bench` makes and prints them, and each part of it is a module."""

@@ -25,6 +25,7 @@ from panoramic.preprocess import BALL_RADIUS_PX, prepare
 from panoramic.rolling_ball import subtract_background, warm_up
 from panoramic.runtime_choice import LoadedRuntime, load_runtime
 from panoramic.runtime_info import Precision, RuntimeChoice
+from panoramic.runtime_onnx import make_session
 
 #: The stages whose sum a job is compared with.
 PARTS = ("decode", "background", "forward", "encode")
@@ -134,13 +135,11 @@ def _drawn(pixels: NDArray[np.uint8], answer: Classification) -> tuple[NDArray[n
 
 
 def _raw_forward(loaded: LoadedRuntime, batch: NDArray[np.float32], *, cache_dir: Path) -> Callable[[], object]:
-    """The forward pass of the chosen runtime and nothing about it: no checks, no answers, data on the device."""
+    """The forward pass with its maps, as the node runs it: no checks, no answers, data in place."""
     model, about = loaded.runtime.model, loaded.description
     if about.name is RuntimeChoice.ONNX:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
         graph = graph_of(model, cache_dir=cache_dir, runtime_version=onnxruntime.__version__)
-        session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = make_session(graph, threads=torch.get_num_threads())
         return lambda: session.run(OUTPUTS, {INPUT: batch})
     device = torch.device(about.device)
     x = torch.from_numpy(batch).to(device, memory_format=torch.channels_last)

@@ -53,6 +53,7 @@ def _of_network(material: Material, scale: Scale, network: str, gpu: int | None)
         "warm": warm,
         "waiting": waiting,
         "ratio_to_irreducible": round(warm["submit_to_result_ms"]["median"] / sum_ms(before, after), 3),
+        "irreducible_ms": round(sum_ms(before, after), 3),
         "floor_pictures_per_s": round(best, 3),
         "share_of_floor_percent": {name: round(100 * found["median"] / best, 1) for name, found in most.items()},
     }
@@ -95,6 +96,8 @@ def rows(found: dict[str, Any]) -> list[Row]:
             ("  job at a warm node, submit to result", shown(warm["submit_to_result_ms"], "ms"), ""),
             ("    of which outside the engine", shown(warm["overhead_ms"], "ms"), ""),
             *((f"    stage {stage}", shown(warm["stages_ms"][stage], "ms"), "") for stage in STAGES),
+            ("  irreducible stages, mean of before and after", f"{rounded(of_network['irreducible_ms'])} ms", ""),
+            ("  raw forward pass, likewise", f"{rounded(of_network['floor_pictures_per_s'])} pictures/s", ""),
             ("    ratio to the irreducible stages", f"{of_network['ratio_to_irreducible']:.2f}", "below 1.4"),
             *(
                 (f"  {count} waiting", shown(rate["per_s"], "pictures/s"), "")

@@ -29,10 +29,10 @@ WITH_BACKWARD = {
 def measure(scale: Scale) -> dict[str, Any]:
     """Time one picture through the network, with and without explanations, each in turn in every repetition.
 
-    Everything runs in PyTorch on the CPU, so that what is compared is the method and not the library. Ours runs as the
-    worker's fused PyTorch does: batch norms folded, channels-last, in inference mode. The others run in the package's
-    own layout, for which PyTorch must keep a record: the general form and Captum's go back from the logit to the last
-    activation, the predecessor's map to the input.
+    Everything runs in PyTorch on the CPU, and the network that the ratios are of in the package's own layout, so that
+    what is compared is the method and neither library nor layout. For all but the closed form PyTorch must keep a
+    record: the general form and Captum's go back from the logit to the last activation, the predecessor's map to the
+    input. ``forward_ms`` is that of the worker's fused PyTorch: batch norms folded, channels-last.
 
     Args:
         scale: Which network and input, and how often, `MOST_REPETITIONS` at most, after one run to warm up.
@@ -40,7 +40,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     Returns:
         ``threads``; times in milliseconds: ``forward_ms`` (ours, with the activation kept), ``closed_form_ms`` (our map
         from it), ``library_forward_ms``, and those of `WITH_BACKWARD`; ``closed_form_share_percent`` of the forward
-        pass; ``ratios`` by the names of `WITH_BACKWARD`: how many times as long as our answer with its map.
+        pass; ``ratios`` by the names of `WITH_BACKWARD`: how many times as long as ``library_forward_ms`` with our map.
     """
     network, repetitions = scale.large_network, min(MOST_REPETITIONS, scale.repetitions)
     x = torch.randn(1, 3, *scale.input_size, generator=torch.Generator().manual_seed(1)).clamp(-2, 2.6)
@@ -97,7 +97,7 @@ def measure(scale: Scale) -> dict[str, Any]:
             if repetition > 0:
                 times_ms[name].append((time.perf_counter() - began) * 1000)
     found: dict[str, Spread] = {name: spread(values) for name, values in times_ms.items()}
-    with_map_ms = found["forward_ms"]["median"] + found["closed_form_ms"]["median"]
+    with_map_ms = found["library_forward_ms"]["median"] + found["closed_form_ms"]["median"]
     return {
         "network": network,
         "size": scale.input_size,

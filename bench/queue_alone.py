@@ -19,9 +19,6 @@ from producer.client import Client
 
 _LOOK_PAUSE_S = 0.2
 
-#: As many as the node of a GPU has beside 16 cores: an engine as fast as this one is none of two cores.
-_HANDS = 4
-
 
 def measure(material: Material, scale: Scale) -> dict[str, Any]:
     """Submit jobs with no node there, start one, and wait; then submit one at a time, each when the last has ended.
@@ -45,11 +42,7 @@ def measure(material: Material, scale: Scale) -> dict[str, Any]:
                 folder=folder,
                 nodes=[Node("idle")],
                 url_file=folder / "redis.url",
-                environment={
-                    **environment(material),
-                    f"{ENVIRONMENT_PREFIX}NODE": "idle",
-                    f"{ENVIRONMENT_PREFIX}HANDS": str(_HANDS),
-                },
+                environment={**environment(material), f"{ENVIRONMENT_PREFIX}NODE": "idle"},
                 settings=settings,
                 redis_url=server.url,
                 worker_command=_command,

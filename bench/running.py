@@ -17,6 +17,9 @@ from producer.client import Client
 #: No job of ours takes longer, be the machine as busy as it may (s).
 PATIENCE_S = 1800.0
 
+#: With fewer the line is not full in the middle half.
+STEADY_JOBS = 16
+
 
 @dataclass(frozen=True)
 class Span:
@@ -37,8 +40,22 @@ class Span:
 
     @property
     def steady_per_s(self) -> float:
-        """Jobs a second from the first result to the last: what a node does whose queue never ends."""
-        return (len(self.ended_s) - 1) / (self.ended_s[-1] - self.ended_s[0])
+        """Jobs a second in the middle half: what a node does whose queue never ends.
+
+        Neither at its beginning nor at its end is the line empty, so that as many are on their way at both.
+        """
+        first, last = self._middle
+        return (last - first) / (self.ended_s[last] - self.ended_s[first])
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether there are enough for `steady_per_s`."""
+        first, last = self._middle
+        return self.ended_s[last] > self.ended_s[first]
+
+    @property
+    def _middle(self) -> tuple[int, int]:
+        return len(self.ended_s) // 4, len(self.ended_s) * 3 // 4
 
 
 @dataclass(frozen=True)
@@ -92,9 +109,9 @@ def span(client: Client, results: Sequence[JobResult]) -> Span:
 
 
 def rates(spans: Sequence[Span]) -> dict[str, Spread]:
-    """``per_s`` and, where there is more than one job, ``steady_per_s`` of several runs."""
+    """``per_s`` and, where there are jobs enough, ``steady_per_s`` of several runs."""
     found = {"per_s": spread(run.per_s for run in spans)}
-    if all(len(run.ended_s) > 1 and run.ended_s[-1] > run.ended_s[0] for run in spans):
+    if all(len(run.ended_s) >= STEADY_JOBS and run.is_steady for run in spans):
         found["steady_per_s"] = spread(run.steady_per_s for run in spans)
     return found
 

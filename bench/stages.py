@@ -11,10 +11,10 @@ import psutil
 from bench.machine import cpu_s
 from bench.material import Material
 from bench.scale import Scale
-from bench.summary import Row, shown, spread
+from bench.summary import Row, rounded, shown, spread
 from contract.errors import JobError
 from worker.screening import STAGES, Screener
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, usable_cores
 
 T = TypeVar("T")
 
@@ -44,8 +44,8 @@ def measure(material: Material, scale: Scale, *, device: str = "cpu") -> dict[st
     Returns:
         By network: ``runtime`` that was chosen; ``load_s`` with the export and the probe, and ``warm_up_s``; by stage
         ``wall_ms`` and ``cpu_ms``, which also counts the decoder's process; ``picture_ms``, all stages together; and
-        ``network_share_of_cpu_percent``: on a CPU, where every stage takes its time from the same cores, a node cannot
-        reach more of the raw forward pass's throughput than this.
+        ``cores_bound_per_s``: as many pictures a second as the cores' time is enough for, were none of it idle. On a
+        CPU, where every stage takes its time from the same cores, no node does more.
     """
     return {network: _of_network(material, scale, network, device) for network in scale.networks}
 
@@ -74,7 +74,7 @@ def _of_network(material: Material, scale: Scale, network: str, device: str) -> 
         "wall_ms": {stage: spread(times) for stage, times in watch.wall_ms.items()},
         "cpu_ms": cpu_ms,
         "picture_ms": spread(pictures_ms),
-        "network_share_of_cpu_percent": round(100 * cpu_ms["network"]["median"] / all_cpu_ms, 1),
+        "cores_bound_per_s": round(1000 * usable_cores() / all_cpu_ms, 3),
     }
 
 
@@ -106,10 +106,6 @@ def rows(found: dict[str, Any]) -> list[Row]:
             *((f"  {stage}", shown(of_network["wall_ms"][stage], "ms"), "") for stage in STAGES),
             *((f"  {stage}, processor time", shown(of_network["cpu_ms"][stage], "ms"), "") for stage in STAGES),
             ("  all stages, one after another", shown(of_network["picture_ms"], "ms"), ""),
-            (
-                "  network's share of the processor time, which bounds its share of the floor",
-                f"{of_network['network_share_of_cpu_percent']:.0f} %",
-                "",
-            ),
+            ("  the cores' time is enough for", f"{rounded(of_network['cores_bound_per_s'])} pictures/s", ""),
         ]
     return lines

@@ -17,7 +17,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import redis
 
@@ -35,6 +35,13 @@ from contract.names import QUEUE_ROUTINE, QUEUE_URGENT, STREAM_JOB_ID, TASK_PROC
 from contract.records import Claim, Heartbeat, JobStatus, Submission, status_of, utc
 from contract.settings import Settings
 
+#: From so many percent of Redis' `maxmemory` on no job is accepted. An open job takes some 2.0 kB, and 2.4 kB when it
+#: has ended, so that what is left is enough to end all that are open.
+MAX_MEMORY_PERCENT: Final = 80
+
+#: At most so many messages are looked at in one step, whatever they lead to; each takes Redis about 9 µs.
+_MOST_LOOKS: Final = 5000
+
 
 class Ledger:
     """Jobs in one Redis, under one prefix. Safe to share between threads.
@@ -51,7 +58,7 @@ class Ledger:
         scripts = files("contract") / "lua"
         self._scripts = {
             name: client.register_script((scripts / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in ("submit", "claim", "take", "heartbeat", "note", "finish", "release", "cancel", "bury")
+            for name in ("submit", "claim", "take", "heartbeat", "note", "finish", "release", "cancel", "bury", "hold")
         }
 
     def _run(self, script: str, keys: list[str], args: list[str | int]) -> Any:
@@ -69,7 +76,7 @@ class Ledger:
 
         Raises:
             JobConflictError: The id belongs to another request.
-            TooManyOpenJobsError: `max_open_jobs` are open.
+            TooManyOpenJobsError: `max_open_jobs` are open, or Redis is nearly full.
             BrokerUnavailableError: Redis does not answer; whether the job was entered is not known, so submit it
                 again under the same id.
         """
@@ -80,7 +87,7 @@ class Ledger:
         outcome, detail = self._run(
             "submit",
             [keys.job(job_id), keys.queued, keys.running],
-            [job_id, document, request.priority.value, self.settings.max_open_jobs],
+            [job_id, document, request.priority.value, self.settings.max_open_jobs, MAX_MEMORY_PERCENT],
         )
         if outcome == "conflict":
             raise JobConflictError(
@@ -91,6 +98,12 @@ class Ledger:
             raise TooManyOpenJobsError(
                 f"{detail} jobs are open and at most {self.settings.max_open_jobs} may be; "
                 "submit again when some have ended"
+            )
+        if outcome == "memory":
+            raise TooManyOpenJobsError(
+                f"{detail} % of the memory that Redis may take is used, and from {MAX_MEMORY_PERCENT} % on no job is "
+                "accepted, so that those which were can be ended; submit again when results have expired, or have "
+                "`maxmemory` raised"
             )
         return Submission(job_id, JobState(detail), created=outcome == "created")
 
@@ -109,7 +122,7 @@ class Ledger:
         keys = self.keys
         outcome, *details = self._run(
             "claim",
-            [keys.job(job_id), keys.queued, keys.running],
+            [keys.job(job_id), keys.queued, keys.running, keys.returned],
             [job_id, worker, self._lease_ms, self.settings.max_attempts, nonce or secrets.token_hex(8)],
         )
         if outcome == "unknown":
@@ -131,8 +144,8 @@ class Ledger:
         keys = self.keys
         found = self._run(
             "take",
-            [keys.celery + QUEUE_URGENT, keys.celery + QUEUE_ROUTINE, keys.queued, keys.running],
-            [keys.job(""), TASK_PROCESS, worker, self._lease_ms, count, secrets.token_hex(8)],
+            [keys.celery + QUEUE_URGENT, keys.celery + QUEUE_ROUTINE, keys.queued, keys.running, keys.returned],
+            [keys.job(""), TASK_PROCESS, worker, self._lease_ms, count, secrets.token_hex(8), _MOST_LOOKS],
         )
         claims = [self._claim(*details) for details in found]
         return [claim for claim in claims if isinstance(claim, Claim)]
@@ -214,7 +227,7 @@ class Ledger:
             raise _lost(claim)
 
     def release(self, claim: Claim, *, pause_s: float = 0.0, counted: bool = False) -> bool:
-        """Give a claimed job back to the queue.
+        """Give a claimed job back to the queue, before those that nobody has claimed yet.
 
         Args:
             claim: The job in hand.
@@ -227,7 +240,7 @@ class Ledger:
         keys = self.keys
         answer = self._run(
             "release",
-            [keys.job(claim.job_id), keys.queued, keys.running],
+            [keys.job(claim.job_id), keys.queued, keys.running, keys.returned],
             [claim.job_id, claim.token, round(pause_s * 1000), int(counted)],
         )
         return bool(answer == "released")
@@ -314,6 +327,7 @@ class Ledger:
                     keys.dead,
                     keys.result(job_id),
                     keys.results,
+                    keys.returned,
                 ],
                 [
                     job_id,
@@ -372,6 +386,17 @@ class Ledger:
                 pipeline.zcard(key)
             queued, running, dead = pipeline.execute()
         return {JobState.QUEUED: queued, JobState.RUNNING: running, JobState.DEAD: dead}
+
+    def hold(self, key: str, value: str, *, lifetime_s: float, take: bool = False) -> bool:
+        """Set a key for a while, unless it has another value and is not to be taken; whether it is ours now.
+
+        Args:
+            key: `Keys.ready` or `Keys.reconciler`.
+            value: Who holds it.
+            lifetime_s: From now, in seconds.
+            take: Overwrite another's.
+        """
+        return bool(self._run("hold", [key], [value, round(lifetime_s * 1000), int(take)]))
 
     def ready_nodes(self) -> list[str]:
         """Names of the nodes that have their model loaded and warm."""

@@ -50,6 +50,11 @@ class Keys:
         return f"{self.prefix}:queued"
 
     @property
+    def returned(self) -> str:
+        """Sorted set: ids of queued jobs that a worker gave back, by the time (ms) when they are to be announced."""
+        return f"{self.prefix}:returned"
+
+    @property
     def running(self) -> str:
         """Sorted set: ids of claimed jobs, by the time (ms) their lease ends."""
         return f"{self.prefix}:running"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from contract.errors import SettingsError
@@ -18,7 +19,7 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def default_state_dir() -> Path:
-    """Where one machine keeps its own Redis data and its demonstration model (XDG base directories)."""
+    """Where one machine keeps its own Redis data and what its nodes have exported (XDG base directories)."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "osteopan"
 
@@ -36,7 +37,7 @@ class Settings(BaseSettings):
         results_stream_length: About how many entries the results stream keeps.
         max_open_jobs: Jobs that may be queued or running at a time; one more is refused.
         lease_s: A claimed job whose worker is silent for this long is free again, in seconds.
-        heartbeat_s: Pause between two signs of life of a working worker, in seconds.
+        heartbeat_s: Pause between two signs of life of a working worker, in seconds; at most half of `lease_s`.
         max_attempts: How many workers may take a job up before it is given up.
     """
 
@@ -52,8 +53,19 @@ class Settings(BaseSettings):
     results_stream_length: int = Field(default=100_000, ge=100)
     max_open_jobs: int = Field(default=1_000_000, ge=1)
     lease_s: float = Field(default=10.0, ge=0.5)
-    heartbeat_s: float = Field(default=3.0, gt=0)
+    heartbeat_s: float = Field(default=3.0, gt=0, validate_default=True)
     max_attempts: int = Field(default=3, ge=1)
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _a_lease_outlives_two(cls, heartbeat_s: float, info: ValidationInfo) -> float:
+        lease_s = info.data.get("lease_s", math.inf)
+        if lease_s < 2 * heartbeat_s:
+            raise ValueError(
+                f"it is {heartbeat_s:g} and OSTEOPAN_LEASE_S {lease_s:g}; a lease must last two heartbeats or more, or "
+                "jobs are lost to workers that are well"
+            )
+        return heartbeat_s
 
     @property
     def local_url_file(self) -> Path:

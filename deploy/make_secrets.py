@@ -9,6 +9,7 @@ Needs nothing but Python, so that it runs on a host that has only Docker. What i
     monitor.url
     operator.pass   for the health check of Redis, and for a person in its container
     flower.auth     `name:password` for OSTEOPAN_FLOWER_AUTH_FILE
+    options.json    what it was told of Redis, for the next time
 
 The folder is for its owner alone (0700). The files in it are readable by all (0444): a container's user has another
 number than the host's, and sees the one file that it was given, not the folder.
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -31,6 +33,10 @@ CLIENTS = ("producer", "worker", "monitor")
 USERS = (*CLIENTS, "operator")
 UNKNOWN_TO_REDIS_7_0 = " +client|setinfo"
 PREFIX_PATTERN = r"[A-Za-z0-9_.-]{1,64}"
+#: What holds until it is said otherwise.
+DEFAULTS: dict[str, str | int | bool] = {
+    "host": "redis", "port": 6379, "prefix": "osteopan", "tls": "", "redis_7_0": False,
+}  # fmt: skip
 
 
 def digest(password: str) -> str:
@@ -88,11 +94,22 @@ def digests_in(access_list: Path) -> dict[str, list[str]]:
 def url(user: str, password: str, options: argparse.Namespace) -> str:
     """The URL of Redis for a user."""
     where = f"{user}:{password}@{options.host}:{options.port}/0"
-    if options.tls is None:
+    if not options.tls:
         return f"redis://{where}"
     files = {"ssl_ca_certs": "ca.crt", "ssl_certfile": "client.crt", "ssl_keyfile": "client.key"}
     paths = {name: f"{options.tls}/{file}" for name, file in files.items()}
     return f"rediss://{where}?{urlencode({'ssl_cert_reqs': 'required', **paths}, safe='/')}"
+
+
+def recall(options: argparse.Namespace) -> None:
+    """Fill in what was not said this time: as it was said last, or else the default."""
+    try:
+        before = json.loads((options.folder / "options.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        before = {}
+    for name, default in DEFAULTS.items():
+        if getattr(options, name) is None:
+            setattr(options, name, before.get(name, default))
 
 
 def make(options: argparse.Namespace) -> None:
@@ -100,6 +117,7 @@ def make(options: argparse.Namespace) -> None:
     folder: Path = options.folder
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
+    write(folder / "options.json", json.dumps({name: getattr(options, name) for name in DEFAULTS}, indent=1) + "\n")
     access_list = folder / "users.acl"
     known = digests_in(access_list)
     valid: dict[str, list[str]] = {}
@@ -126,14 +144,17 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(
         description="Make the passwords of an installation, or change them. Run again, it keeps what is there.",
-        epilog="Then: docker compose up --detach --force-recreate. See docs/operations.md.",
+        epilog="What is said of Redis is remembered. Then: docker compose --profile cpu up --detach --force-recreate. "
+        "See docs/operations.md.",
     )
     parser.add_argument("--folder", type=Path, default=HERE / "secrets", help="where the files go (deploy/secrets)")
-    parser.add_argument("--host", default="redis", help="Redis' name in the URLs (redis)")
-    parser.add_argument("--port", type=int, default=6379, help="its port (6379)")
-    parser.add_argument("--prefix", default="osteopan", help="OSTEOPAN_KEY_PREFIX (osteopan)")
+    parser.add_argument("--host", help="Redis' name in the URLs (redis)")
+    parser.add_argument("--port", type=int, help="its port (6379)")
+    parser.add_argument("--prefix", help="OSTEOPAN_KEY_PREFIX (osteopan)")
     parser.add_argument(
-        "--tls", metavar="DIR", help="use TLS; DIR is where a client finds ca.crt, client.crt and client.key"
+        "--tls",
+        metavar="DIR",
+        help="use TLS; DIR is where a client finds ca.crt, client.crt and client.key. Empty: no longer",
     )
     parser.add_argument(
         "--rotate",
@@ -146,10 +167,11 @@ def main() -> None:
     parser.add_argument(
         "--redis-7.0",
         dest="redis_7_0",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         help="leave out what Redis 7.0, as in Debian 12, does not know",
     )
     options = parser.parse_args()
+    recall(options)
     if not re.fullmatch(PREFIX_PATTERN, options.prefix):
         parser.error("--prefix: 1 to 64 letters, digits, dots, hyphens and underscores")
     try:

@@ -169,8 +169,11 @@ def doctor() -> None:
             settings = load_settings(Settings)
             findings = examination.examine(
                 settings,
-                folders=[settings.state_dir, Path.cwd()],
-                models=examination.configured_models(settings, os.environ),
+                folders=[
+                    settings.state_dir,
+                    *(examination.configured_paths("OUTPUT_ROOTS", os.environ) or [Path.cwd()]),
+                ],
+                models=examination.configured_paths("MODEL", os.environ),
             )
         except SettingsError as error:
             findings = [examination.bad_settings(error)]

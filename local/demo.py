@@ -29,7 +29,7 @@ WARNING_DEMONSTRATION = "demonstration_model"
 WORKER_PATIENCE_S = 3.0
 
 #: The demonstration must not put its job into a hospital's queue, nor fail by a setting that is meant for others;
-#: it may use the model that is configured, and the folder where the demonstration model lies.
+#: it may use the model that is configured, and the folder where exported networks lie.
 INHERITED_SETTINGS = frozenset({f"{ENVIRONMENT_PREFIX}STATE_DIR", f"{ENVIRONMENT_PREFIX}MODEL"})
 
 

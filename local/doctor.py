@@ -22,7 +22,7 @@ from rich.text import Text
 from contract.connection import connect, translated_errors
 from contract.errors import BrokerUnavailableError, OsteopanError, SettingsError
 from contract.jobs import JobState
-from contract.ledger import Ledger
+from contract.ledger import MAX_MEMORY_PERCENT, Ledger
 from contract.settings import ENVIRONMENT_PREFIX, Settings
 from local.redis_server import OLDEST_MAJOR_VERSION
 from local.stack import child_environment
@@ -40,8 +40,8 @@ MODEL_TIMEOUT_S = 120
 #: How `worker check-model` says that the file cannot be used.
 MODEL_UNUSABLE = 3
 
-#: Part of `maxmemory` from which Redis is called nearly full; full, it refuses new jobs.
-MEMORY_WARN_FRACTION = 0.9
+#: Percent of `maxmemory` from which Redis is called nearly full.
+MEMORY_WARN_PERCENT = 70
 
 
 class Verdict(StrEnum):
@@ -81,25 +81,23 @@ def bad_settings(error: SettingsError) -> Finding:
 
 
 def examine(settings: Settings, *, folders: Sequence[Path], models: Sequence[Path] = ()) -> list[Finding]:
-    """Look at Redis, at the workers, at some model files and at the disks of some folders."""
+    """Look at Redis, at the workers, at model files (without any at the one that ships) and at the disks of folders."""
     findings = list(_examine_redis(settings))
-    findings += [check_model(model) for model in dict.fromkeys(models)]
+    findings += [check_model(model) for model in (dict.fromkeys(models) or [None])]
     return findings + [check_disk(folder) for folder in dict.fromkeys(folders)]
 
 
-def configured_models(settings: Settings, environment: Mapping[str, str]) -> list[Path]:
-    """The model files that this machine's workers load by their settings, or the demonstration model if it is there."""
-    named = environment.get(f"{ENVIRONMENT_PREFIX}MODEL", "")
-    if named:
-        return [Path(part) for part in named.split(os.pathsep) if part]
-    return sorted((settings.state_dir / "models").glob("*.safetensors"))
+def configured_paths(name: str, environment: Mapping[str, str]) -> list[Path]:
+    """What a worker's setting names, ``MODEL`` or ``OUTPUT_ROOTS``: several are separated as in ``PATH``."""
+    return [Path(part) for part in environment.get(f"{ENVIRONMENT_PREFIX}{name}", "").split(os.pathsep) if part]
 
 
-def check_model(model: Path) -> Finding:
-    """Have the worker role read a model file, digest and all; it takes some seconds."""
+def check_model(model: Path | None) -> Finding:
+    """Have the worker role read a model file, digest and all; None for the one that ships. It takes some seconds."""
+    shown = "the one that ships" if model is None else model
     try:
         read = subprocess.run(  # noqa: S603 - a role of this program
-            [sys.executable, "-m", "worker", "check-model", str(model)],
+            [sys.executable, "-m", "worker", "check-model", *([] if model is None else [str(model)])],
             env=child_environment(os.environ, Path(os.devnull)),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -108,11 +106,13 @@ def check_model(model: Path) -> Finding:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Finding("Model", Verdict.WARN, f"{model}: not read within {MODEL_TIMEOUT_S} s", "Look at its disk")
+        return Finding("Model", Verdict.WARN, f"{shown}: not read within {MODEL_TIMEOUT_S} s", "Look at its disk")
     if read.returncode == 0:
         return Finding("Model", Verdict.OK, read.stdout.strip())
     if read.returncode != MODEL_UNUSABLE:
-        return Finding("Model", Verdict.WARN, f"{model}: not known", "Install what workers need: `osteopan[worker]`")
+        if model is None:
+            return Finding("Model", Verdict.OK, "no worker is installed here")
+        return Finding("Model", Verdict.WARN, f"{shown}: not known", "Install what workers need: `osteopan[worker]`")
     return Finding(
         "Model", Verdict.FAIL, read.stderr.strip().removeprefix("worker: "), "Copy it again from where it came from"
     )
@@ -177,10 +177,10 @@ def check_server(info: dict[str, Any]) -> list[Finding]:
 
     findings.append(_check_eviction(str(info.get("maxmemory_policy", "unknown")), int(info.get("maxmemory", 0))))
     used, allowed = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
-    if allowed and used > MEMORY_WARN_FRACTION * allowed:
-        findings.append(
-            Finding("Memory", Verdict.WARN, f"{used / allowed:.0%} of `maxmemory` is used", "Raise `maxmemory`")
-        )
+    if allowed and 100 * used > MEMORY_WARN_PERCENT * allowed:
+        refuses = 100 * used >= MAX_MEMORY_PERCENT * allowed
+        found = f"{used / allowed:.0%} of `maxmemory` is used; from {MAX_MEMORY_PERCENT} % on no job is accepted"
+        findings.append(Finding("Memory", Verdict.FAIL if refuses else Verdict.WARN, found, "Raise `maxmemory`"))
     return findings
 
 

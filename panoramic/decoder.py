@@ -284,12 +284,17 @@ def _radiograph(header: dict[str, Any], body: bytearray) -> Radiograph:
     """
     try:
         if "error" in header:
-            error = ERRORS[header["error"]](str(header["message"])[:MAX_MESSAGE_CHARACTERS])
+            error = ERRORS[header["error"]](_text(header["message"])[:MAX_MESSAGE_CHARACTERS])
         else:
             height, width = header["shape"]
             warnings = tuple(ImageWarning(code) for code in header["warnings"])
             pixels = np.frombuffer(body, np.uint8).reshape(height, width)
-            return Radiograph(pixels, warnings, str(header["format"])[:16], int(header["bit_depth"]))
+            return Radiograph(pixels, warnings, _text(header["format"])[:16], int(header["bit_depth"]))
     except (KeyError, TypeError, ValueError):
         raise _DecoderDiedError from None
     raise error
+
+
+def _text(value: object) -> str:
+    """A text that can be written down: JSON may hold halves of surrogate pairs, and UTF-8 may not."""
+    return str(value).encode("utf-8", "replace").decode()

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.multival import MultiValue
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
@@ -202,6 +203,7 @@ def _render(stored: NDArray[Any], dataset: Dataset) -> tuple[NDArray[np.uint8], 
     if dataset.get("VOILUTSequence"):
         black, white = _lut_range(dataset)
     elif dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None:
+        _refuse_empty_window(dataset)
         # Where pydicom puts a window's ends depends on depth, sign and rescaling; values far outside find them.
         black, white = (float(end) for end in apply_voi_lut(np.array([-FAR, FAR]), dataset, index=0))
     elif dataset.get("ModalityLUTSequence"):
@@ -215,6 +217,17 @@ def _render(stored: NDArray[Any], dataset: Dataset) -> tuple[NDArray[np.uint8], 
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         table = 255 - table
     return table[stored.astype(np.int32) - lowest], warnings
+
+
+def _refuse_empty_window(dataset: Dataset) -> None:
+    """A linear window is at least 1 wide, the others wider than 0 (PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    width = dataset.WindowWidth
+    width = float(width[0] if isinstance(width, MultiValue) else width)
+    if width <= 0 or (width < 1 and dataset.get("VOILUTFunction", "LINEAR") == "LINEAR"):
+        raise ImageUnreadableError(
+            f"The DICOM file's window is {width:g} grey values wide, and must be at least 1. Export it with another "
+            "window, or with none."
+        )
 
 
 def _lut_range(dataset: Dataset) -> tuple[float, float]:

@@ -67,7 +67,9 @@ class ModelDescription(_Frozen):
     training_data: Annotated[str, Field(max_length=2000)] = ""
     training_date: date | None = None
     trained_on: tuple[_Digest, ...] = ()
-    """`panoramic.radiograph.pixel_digest` of every picture that had a part in the weights, or in any choice."""
+    """`panoramic.radiograph.pixel_digest` of the pictures that had a part in the weights, or in any choice."""
+    trained_on_is_whole: bool = True
+    """Whether no others had; false where training began with weights of which that is unknown."""
     intended_use: Annotated[str, Field(min_length=1, max_length=2000)] = RESEARCH_USE
     notices: tuple[_Code, ...] = ()
     """Warning codes that every result of this model carries, such as ``demonstration_model``."""
@@ -84,6 +86,11 @@ class ModelDescription(_Frozen):
         if self.outputs < len(self.classes):
             raise ValueError(f"{len(self.classes)} classes need as many outputs; there are {self.outputs}")
         return self
+
+    @property
+    def training_known(self) -> bool:
+        """Whether it can be told of a picture that it had no part in the weights."""
+        return bool(self.trained_on) and self.trained_on_is_whole
 
     @property
     def finding_index(self) -> int:

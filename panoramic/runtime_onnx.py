@@ -40,7 +40,7 @@ class OnnxClassifier(Runtime):
         threads = threads or torch.get_num_threads()
         graph = graph_of(model, cache_dir=cache_dir, runtime_version=version)
         try:
-            self._session = _session(graph, threads=threads)
+            self._session = make_session(graph, threads=threads)
         except Exception as exc:  # the library's errors have no common class
             raise PanoramicError(
                 f"ONNX Runtime {version} cannot run model {model.manifest.name}; use the runtime pytorch"
@@ -58,7 +58,8 @@ class OnnxClassifier(Runtime):
         return answers_with_maps(self.model, logits, maps, where="cpu")
 
 
-def _session(graph: bytes, *, threads: int) -> onnxruntime.InferenceSession:
+def make_session(graph: bytes, *, threads: int) -> onnxruntime.InferenceSession:
+    """Make an exported graph (`panoramic.onnx_graph.export`) ready to run on so many threads."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _ERRORS_ONLY

@@ -1,6 +1,7 @@
 """The command line `training`: phantoms, and everything that makes a model.
 
-Exit codes: 0 done; 2 something that the user gave cannot be used, and a sentence on stderr says what; 130 stopped by
+Exit codes: 0 done; 1 done, and `training check` found something wrong, or `training sanity` a map that does not change
+with the weights; 2 something that the user gave cannot be used, and a sentence on stderr says what; 130 stopped by
 Ctrl-C.
 """
 

@@ -89,8 +89,7 @@ class Child:
         value = ",".join(self._screener.model_names)
         while True:
             try:
-                with translated_errors():
-                    self._ledger.client.set(key, value, ex=READY_TTL_S)
+                self._ledger.hold(key, value, lifetime_s=READY_TTL_S, take=True)
                 if self._stop.wait(READY_PAUSE_S):
                     with translated_errors():
                         self._ledger.client.delete(key)
@@ -119,13 +118,13 @@ def process(job_id: str) -> None:
     """Process the job of this id, if it is still to be had."""
     if child is None:
         raise RuntimeError("no engine in this process: the task runs in a node's child only")
-    from worker.line import EngineStuckError
+    from worker.line import EngineLostError
 
     try:
         child.line.process(job_id)
-    except EngineStuckError as error:
-        # A new child can read what this one's threads would never have room for.
-        logger.critical("engine_stuck", node=settings.node, reason=str(error))
+    except EngineLostError as error:
+        # A new child can read what this one's threads would never have room for, and gets a device of its own.
+        logger.critical("engine_lost", node=settings.node, reason=str(error))
         os._exit(1)
 
 

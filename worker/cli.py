@@ -160,18 +160,22 @@ def bench(
 
 
 @app.command(epilog="Example:  worker check-model osteopan.safetensors")
-def check_model(model: Annotated[Path, typer.Argument(help="Model file.")]) -> None:
+def check_model(
+    model: Annotated[Path | None, typer.Argument(help="Model file; else the one that ships.")] = None,
+) -> None:
     """Read a model file as a node would, its digest included, and say what it is.
 
     Exit codes: 0 it can be used · 3 it cannot, standard error says why
     """
+    from panoramic.demonstration import demonstration_model
     from panoramic.errors import PanoramicError
     from panoramic.model_file import load_model
 
+    path = model or demonstration_model()
     try:
-        manifest = load_model(model).manifest
+        manifest = load_model(path).manifest
     except PanoramicError as error:
-        print(f"worker: {model}: {error}", file=sys.stderr)
+        print(f"worker: {path}: {error}", file=sys.stderr)
         raise typer.Exit(ExitCode.MODEL_UNUSABLE) from None
     print(f"{manifest.name} {manifest.version}, SHA-256 {manifest.sha256[:12]}…")
 

@@ -28,6 +28,10 @@ RETRY_PAUSE_S = 5.0
 RETRY_GROWTH = 4.0
 
 
+#: How long the end of a job that is given up waits for the removal of what its last holder left behind (s).
+CLEARING_S = 5.0
+
+
 class JobObserver:
     """Is told by several threads what becomes of jobs. This one takes no notice; that of `worker.metrics` counts."""
 
@@ -108,11 +112,14 @@ class JobProcessor:
         if not isinstance(claim, Claim):
             logger.info("job_passed_over", job_id=job_id, state=claim or "unknown")
             return None
-        self._take_back(claim, claim.left_behind)
         if claim.exhausted:
             self._give_up(claim)
             return None
         return self._in_hand(claim)
+
+    def clear_up(self, job: JobInHand) -> None:
+        """Remove the pictures of an earlier holder, who died; not for the main thread, since a disk may hang."""
+        self._take_back(job.claim, job.claim.left_behind)
 
     def take_along(self, count: int) -> list[JobInHand]:
         """Claim up to so many of the jobs that wait; none if Redis does not answer."""
@@ -205,10 +212,14 @@ class JobProcessor:
             logger.warning("pictures_left_behind", job_id=claim.job_id)
 
     def _give_up(self, claim: Claim) -> None:
+        # A disk that hangs must not keep the job from its end.
+        clearing = threading.Thread(target=self._take_back, args=(claim, claim.left_behind), daemon=True)
+        clearing.start()
+        clearing.join(min(CLEARING_S, self._ledger.settings.lease_s / 2))
         error = JobError(
             ErrorCode.WORKER_LOST,
-            f"{claim.attempts} workers ended while they had this job, so it is not tried again; "
-            "look at the file, then use `producer dead`",
+            f"{claim.attempts} attempts came to nothing, and the worker of the last one ended while it had this job; "
+            "it is not tried again: look at the file, then use `producer dead`",
         )
         result = make_result(claim, error, node=self._node, engine_ms=0.0)
         try:

@@ -43,8 +43,8 @@ BATCH_WAIT_S = 0.02
 LOOK_PAUSE_S = 0.05
 
 
-class EngineStuckError(Exception):
-    """A thread hangs in a file that does not answer, and cannot be ended but with its process."""
+class EngineLostError(Exception):
+    """The engine cannot go on, and only another process can: a thread hangs in a file, or the device has failed."""
 
 
 @dataclass(eq=False)
@@ -115,7 +115,7 @@ class Line:
         """Take up a job, if it is to be had, end it, and end others that wait meanwhile.
 
         Raises:
-            EngineStuckError: What could be ended is, and a thread hangs. End the process.
+            EngineLostError: What could be ended is, the rest is given back. End the process.
         """
         first = self._jobs.take_up(job_id)
         if first is None:
@@ -123,6 +123,20 @@ class Line:
         self._admit(first)
         # A job that has lost a worker may be why: it runs alone, so that it takes no other with it.
         taking_until = time.monotonic() + (TAKING_S if first.claim.attempts == 1 else 0)
+        try:
+            self._run(taking_until)
+        except Exception as error:
+            # Jobs fail in `_guard`; this is the engine's own fault, and would be the next job's too.
+            kind = type(error).__name__
+            logger.critical("engine_failed", error=kind, at=_where(error))
+            self._abandon(kind)
+            raise EngineLostError(f"the engine failed ({kind})") from error
+        _, hanging = wait(self._left_reading, self._readers_left_s)
+        self._left_reading = []
+        if hanging:
+            raise EngineLostError(f"{len(hanging)} threads still read what was given up")
+
+    def _run(self, taking_until: float) -> None:
         while self._reading or self._at_network or self._written:
             try:
                 self._take_along(taking_until)
@@ -135,10 +149,6 @@ class Line:
                 self._written = {future for future in self._written if not future.done()}
             except SoftTimeLimitExceeded:
                 self._expire()
-        _, hanging = wait(self._left_reading, self._readers_left_s)
-        self._left_reading = []
-        if hanging:
-            raise EngineStuckError(f"{len(hanging)} threads still read what was given up")
 
     def _take_along(self, until: float) -> None:
         if not self._taking:
@@ -219,12 +229,14 @@ class Line:
     def _prepare(self, item: _Item) -> Prepared | None:
         item.began = time.monotonic()
         job, request = item.job, item.job.claim.request
-        return self._guard(
-            job,
-            lambda: self._screener.prepare(
+
+        def prepare() -> Prepared:
+            self._jobs.clear_up(job)
+            return self._screener.prepare(
                 request.img_path, request.destination_path, model=request.model, on_stage=job.lease.enter
-            ),
-        )
+            )
+
+        return self._guard(job, prepare)
 
     def _deliver(self, job: JobInHand, prepared: Prepared, classification: Classification) -> None:
         def deliver() -> None:
@@ -252,6 +264,22 @@ class Line:
             self._jobs.end(job, JobError(ErrorCode.INTERNAL_ERROR, message))
         return None
 
+    def _abandon(self, kind: str) -> None:
+        """Put off what was at the network, give back what is unread, and let what is written come to its end."""
+        at_network, self._at_network = self._at_network, []
+        reading, self._reading = self._reading, []
+        fault = JobError(
+            ErrorCode.INTERNAL_ERROR, f"the network failed ({kind}); the worker's log says where", may_pass=True
+        )
+        for item, prepared in at_network:
+            prepared.close()
+            self._jobs.end(item.job, fault)
+        for item in reading:
+            self._jobs.give_back(item.job)
+            if item.reading is not None:
+                item.reading.add_done_callback(_discard)
+        wait(self._written, self._readers_left_s)
+
     def _expire(self) -> None:
         """End what has had its time and give the rest back; what is written, or only waits for Redis, goes on."""
         for item, prepared in self._at_network:
@@ -278,7 +306,7 @@ class Line:
 
 
 def _discard(future: Future[Prepared | None]) -> None:
-    if not future.cancelled() and (prepared := future.result()) is not None:
+    if not future.cancelled() and future.exception() is None and (prepared := future.result()) is not None:
         prepared.close()
 
 

@@ -36,7 +36,7 @@ from redis.retry import Retry
 from contract.connection import connect
 from contract.errors import BrokerUnavailableError, SettingsError
 from contract.jobs import JobState, Priority
-from contract.ledger import Ledger
+from contract.ledger import MAX_MEMORY_PERCENT, Ledger
 from worker.metrics_files import EngineFiles
 from worker.metrics_ledger import LedgerSnapshot, take_snapshot
 from worker.settings import WorkerSettings
@@ -139,6 +139,12 @@ def _ledger_metrics(snapshot: LedgerSnapshot) -> Iterator[Metric]:
         age.add_metric([priority.value], snapshot.oldest_age_s[priority])
     yield depth
     yield age
+    if snapshot.memory_share is not None:
+        yield _gauge(
+            "osteopan_redis_memory_ratio",
+            f"Share of Redis' memory that is used; from {MAX_MEMORY_PERCENT / 100} on no job is accepted.",
+            snapshot.memory_share,
+        )
 
 
 def _gauge(name: str, documentation: str, value: float) -> Metric:

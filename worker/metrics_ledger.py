@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import cast
+
+import redis
 
 from contract.broker import QUEUE_OF_PRIORITY
 from contract.connection import translated_errors
@@ -25,6 +28,8 @@ class LedgerSnapshot:
         depth: Messages that wait in each of the two queues.
         oldest_age_s: How long the job that is to be served next has waited, in seconds; 0 if there is none.
         ready: Whether this node's ready key is there.
+        memory_share: How much of the memory that Redis may take is used, 0 to 1; 0 without a limit, None if we may
+            not ask.
     """
 
     queued: int
@@ -33,6 +38,7 @@ class LedgerSnapshot:
     depth: dict[Priority, int]
     oldest_age_s: dict[Priority, float]
     ready: bool
+    memory_share: float | None
 
 
 def take_snapshot(ledger: Ledger, node: str) -> LedgerSnapshot:
@@ -66,6 +72,7 @@ def take_snapshot(ledger: Ledger, node: str) -> LedgerSnapshot:
         for job_id in candidates:
             pipeline.hmget(keys.job(job_id), "state", "priority", "submitted_ms")
         records = pipeline.execute()
+        memory_share = _memory_share(client)
     now_s = seconds + microseconds / 1e6
     oldest_age_s = dict.fromkeys(queues, 0.0)
     for state, priority, submitted_ms in records:
@@ -73,8 +80,22 @@ def take_snapshot(ledger: Ledger, node: str) -> LedgerSnapshot:
             age_s = max(0.0, now_s - int(submitted_ms) / 1000)
             oldest_age_s[Priority(priority)] = max(oldest_age_s[Priority(priority)], age_s)
     return LedgerSnapshot(
-        queued, running, dead, dict(zip(queues, lengths, strict=True)), oldest_age_s, ready=bool(ready)
+        queued,
+        running,
+        dead,
+        dict(zip(queues, lengths, strict=True)),
+        oldest_age_s,
+        ready=bool(ready),
+        memory_share=memory_share,
     )
+
+
+def _memory_share(client: redis.Redis) -> float | None:
+    try:
+        about = cast("dict[str, int]", client.info("memory"))
+    except redis.exceptions.NoPermissionError:  # an access list that an earlier version made
+        return None
+    return about["used_memory"] / about["maxmemory"] if about["maxmemory"] else 0.0
 
 
 def _job_id_of(message: str) -> str | None:

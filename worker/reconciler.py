@@ -78,18 +78,14 @@ class Reconciler:
 
     def _take_turn(self, name: str) -> bool:
         """Whether this node is the one that looks: it was the last time, or the node that was has gone silent."""
-        key, lifetime_ms = self._ledger.keys.reconciler, round(3000 * SCAN_PAUSE_S)
-        client = self._ledger.client
-        with translated_errors():
-            if client.set(key, name, nx=True, px=lifetime_ms):
-                return True
-            return client.get(key) == name and bool(client.pexpire(key, lifetime_ms))
+        return self._ledger.hold(self._ledger.keys.reconciler, name, lifetime_s=3 * SCAN_PAUSE_S)
 
     def scan(self) -> list[str]:
         """Announce again what has been forgotten.
 
         Returns:
-            Ids of the jobs: those whose worker let the lease run out, and those that their queue has passed over.
+            Ids of the jobs: those whose worker let the lease run out, those that were given back and have rested, and
+            those that their queue has passed over.
 
         Raises:
             BrokerUnavailableError: Redis does not answer.
@@ -98,7 +94,10 @@ class Reconciler:
         with translated_errors():
             seconds, microseconds = client.time()
             now = seconds * 1000 + microseconds // 1000
-            expired = cast("list[str]", client.zrangebyscore(keys.running, "-inf", now, start=0, num=BATCH))
+            expired, returned = (
+                cast("list[str]", client.zrangebyscore(key, "-inf", now, start=0, num=BATCH))
+                for key in (keys.running, keys.returned)
+            )
             waiting = cast(
                 "list[tuple[str, float]]",
                 client.zrangebyscore(
@@ -108,11 +107,11 @@ class Reconciler:
             self._offset = self._offset + BATCH if len(waiting) == BATCH else 0
             priorities = self._priorities([job_id for job_id, _ in waiting])
             heads = {priority: self._age_of_head(queue) for priority, queue in QUEUE_OF_PRIORITY.items()}
-        # A job that has lost its worker has waited once already: it goes before all others.
-        forgotten = dict.fromkeys(expired, Priority.URGENT)
-        forgotten |= {
+        # A job that has lost its worker, or was given back, has waited once already: it goes before all others.
+        forgotten = dict.fromkeys([*expired, *returned], Priority.URGENT)
+        forgotten = {
             job_id: priorities[job_id] for job_id, since in waiting if since < heads[priorities[job_id]] - GRACE_MS
-        }
+        } | forgotten
         for job_id, priority in forgotten.items():
             wake_worker(self._app, job_id, priority)
         with translated_errors():
@@ -120,6 +119,7 @@ class Reconciler:
             for job_id in forgotten:
                 # Only where the job still is: it may have moved on meanwhile.
                 pipeline.zadd(keys.running, {job_id: now + PATIENCE_MS}, xx=True, gt=True)
+                pipeline.zadd(keys.returned, {job_id: now + PATIENCE_MS}, xx=True, gt=True)
                 pipeline.zadd(keys.queued, {job_id: now + PATIENCE_MS - GRACE_MS}, xx=True, gt=True)
             pipeline.execute()
         return list(forgotten)

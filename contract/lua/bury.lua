@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Let go of a job that was given up: its record now expires like that of any ended job.
 -- KEYS job, dead, finished  ARGV id, ttl_s
 -- Returns 1, or 0 if it is not among the dead.

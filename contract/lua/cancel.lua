@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Ask for a job to be ended. A worker's next stage, or the node that looks after forgotten jobs, ends it: a producer
 -- need not be allowed to write results.
 -- KEYS job, cancelling  ARGV id

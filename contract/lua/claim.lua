@@ -1,5 +1,6 @@
+#!lua flags=allow-oom
 -- Take a job that is queued, or whose worker has let its lease run out.
--- KEYS job, queued, running  ARGV id, worker, lease_ms, max_attempts, nonce
+-- KEYS job, queued, running, returned  ARGV id, worker, lease_ms, max_attempts, nonce
 -- Returns claimed | exhausted with token, attempts, request, submitted_ms, now, pictures; or the state; or unknown.
 -- An exhausted job is handed out once more, to be ended rather than run.
 local job = redis.call('HMGET', KEYS[1], 'state', 'lease_until_ms', 'attempts', 'request', 'submitted_ms', 'pictures',
@@ -25,6 +26,7 @@ elseif job[1] == 'queued' or (job[1] == 'running' and tonumber(job[2]) <= now) t
   redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'nonce', ARGV[5],
     'stage', outcome == 'exhausted' and outcome or 'read')
   redis.call('ZREM', KEYS[2], ARGV[1])
+  redis.call('ZREM', KEYS[4], ARGV[1])
 else
   return { job[1] }
 end

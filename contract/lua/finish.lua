@@ -1,5 +1,6 @@
+#!lua flags=allow-oom
 -- End a job: state, result and stream entry in one step, or none of them.
--- KEYS job, queued, running, finished, dead, result, results
+-- KEYS job, queued, running, finished, dead, result, results, returned
 -- ARGV id, token ('' ends a queued job, which nobody holds), state, result, ttl_s, stream_length
 -- Returns finished | lost | the state that forbids it | unknown.
 local job = redis.call('HMGET', KEYS[1], 'state', 'token')
@@ -25,6 +26,7 @@ redis.call('HSET', KEYS[1], 'state', ARGV[3], 'finished_ms', now, 'stage', '')
 redis.call('HDEL', KEYS[1], 'pictures', 'nonce')
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
+redis.call('ZREM', KEYS[8], ARGV[1])
 if ARGV[3] == 'dead' then
   -- A job given up waits for a person, however long that takes.
   redis.call('ZADD', KEYS[5], now, ARGV[1])

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Extend a lease and note the stage. KEYS job, running  ARGV id, token, lease_ms, stage ('' leaves it)
 -- Returns ok | cancelled | lost.
 local job = redis.call('HMGET', KEYS[1], 'state', 'token', 'cancel_requested')

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Note which files the holder of a job is about to make, so that whoever takes the job over can take them away.
 -- KEYS job  ARGV token, pictures
 -- Returns noted | lost.

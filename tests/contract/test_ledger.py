@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
+import redis
 
 from contract.broker import make_app, wake_worker
 from contract.connection import connect
@@ -337,6 +338,55 @@ def test_a_released_job_is_queued_again_and_the_attempt_does_not_count(ledger: L
     with pytest.raises(LeaseLostError, match="no longer held"):
         ledger.finish(claim, answer())
     assert claimed(ledger, worker="w2").attempts == 1
+
+
+def test_a_job_given_back_is_marked_to_be_announced_until_somebody_has_it(ledger: Ledger) -> None:
+    for job_id in ("a", "b"):
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+        ledger.release(claimed(ledger, job_id))
+    assert ledger.client.zrange(ledger.keys.returned, 0, -1) == ["a", "b"]
+    claimed(ledger, "a", "w2")
+    ledger.cancel("b")
+    assert ledger.end_cancelled() == ["b"]
+    assert ledger.client.zcard(ledger.keys.returned) == 0
+
+
+@pytest.mark.parametrize("beyond_bytes", [20_000, -200_000])
+def test_a_full_redis_takes_no_job_and_lets_those_that_it_has_come_to_their_end(
+    ledger: Ledger, settings: Settings, beyond_bytes: int
+) -> None:
+    for job_id in "abcd":
+        ledger.submit(REQUEST.model_copy(update={"job_id": job_id}))
+        wake_worker(make_app(settings), job_id, Priority.ROUTINE)
+    held = claimed(ledger)
+    ledger.client.config_set("maxmemory", ledger.client.info("memory")["used_memory"] + beyond_bytes)
+    try:
+        with pytest.raises(TooManyOpenJobsError, match=r"^\d+ % of the memory .* from 80 % on no job is accepted"):
+            ledger.submit(REQUEST.model_copy(update={"job_id": "e"}))
+        ledger.client.config_set("maxmemory", ledger.client.info("memory")["used_memory"] - 200_000)
+        with pytest.raises(redis.OutOfMemoryError):
+            ledger.client.set("osteopan-test", "x")
+        assert ledger.hold(ledger.keys.ready("w1"), "m", lifetime_s=5, take=True)
+        assert ledger.heartbeat(held, "network") is Heartbeat.OK
+        ledger.note_pictures(held, "[]")
+        ledger.finish(held, answer())
+        assert {claim.job_id for claim in ledger.take("w1", count=2)} == {"b", "c"}
+        assert ledger.release(claimed(ledger, "d"))
+        assert ledger.cancel("d") is JobState.QUEUED
+        assert ledger.end_cancelled() == ["d"]
+    finally:
+        ledger.client.config_set("maxmemory", 0)
+    assert ledger.submit(REQUEST.model_copy(update={"job_id": "e"})).created
+
+
+def test_a_key_is_held_by_one_at_a_time(ledger: Ledger) -> None:
+    key = ledger.keys.reconciler
+    assert ledger.hold(key, "first", lifetime_s=0.2)
+    assert not ledger.hold(key, "second", lifetime_s=5)
+    assert ledger.hold(key, "first", lifetime_s=0.2)
+    assert ledger.hold(key, "third", lifetime_s=0.2, take=True)
+    time.sleep(0.3)
+    assert ledger.hold(key, "second", lifetime_s=5)
 
 
 def test_a_job_released_after_a_fault_has_made_an_attempt_and_is_queued_for_later(ledger: Ledger) -> None:

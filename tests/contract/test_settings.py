@@ -59,6 +59,14 @@ def test_an_empty_variable_is_no_variable(monkeypatch: pytest.MonkeyPatch) -> No
     assert (settings.broker_url(), settings.lease_s) == (DEFAULT_REDIS_URL, 10.0)
 
 
+@pytest.mark.parametrize(("lease", "heartbeat"), [("2", ""), ("", "6"), ("10", "5.1")])
+def test_a_lease_lasts_two_heartbeats_or_more(lease: str, heartbeat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSTEOPAN_LEASE_S", lease)
+    monkeypatch.setenv("OSTEOPAN_HEARTBEAT_S", heartbeat)
+    with pytest.raises(SettingsError, match="^OSTEOPAN_HEARTBEAT_S: .*OSTEOPAN_LEASE_S.* must last two heartbeats"):
+        load_settings(Settings)
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "rule"),
     [

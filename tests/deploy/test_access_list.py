@@ -265,6 +265,25 @@ def test_a_new_password_works_beside_the_old_one_until_that_is_retired(
             client.ping()
 
 
+def test_what_was_said_of_redis_holds_until_it_is_said_otherwise(tmp_path: Path) -> None:
+    """An upgrade runs the script plainly, and must not send the workers elsewhere."""
+
+    def make(*options: str) -> str:
+        script = Path(__file__).parents[2] / "deploy" / "make_secrets.py"
+        subprocess.run([sys.executable, script, "--folder", tmp_path / "secrets", *options], check=True, timeout=30)
+        return (tmp_path / "secrets" / "worker.url").read_text()
+
+    first = make("--host", "redis.example.org", "--tls", "/run/tls", "--prefix", "clinic-2", "--redis-7.0")
+    assert "@redis.example.org:6379/0?ssl_cert_reqs=required" in first
+    assert make() == first
+    assert make("--tls", "", "--port", "6380").endswith("@redis.example.org:6380/0\n")
+    access_list = (tmp_path / "secrets" / "users.acl").read_text()
+    assert "~clinic-2:job:*" in access_list
+    assert "client|setinfo" not in access_list
+    make("--no-redis-7.0")
+    assert "client|setinfo" in (tmp_path / "secrets" / "users.acl").read_text()
+
+
 def test_secrets_are_for_their_owner_and_in_the_list_as_digests_alone(
     server_program: Path, make_installation: Callable[[Path], Any]
 ) -> None:

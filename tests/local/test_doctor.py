@@ -17,7 +17,7 @@ from local.doctor import (
     check_disk,
     check_model,
     check_server,
-    configured_models,
+    configured_paths,
     examine,
     shown_url,
 )
@@ -46,7 +46,9 @@ def advice(settings: Settings, check: str) -> str:
 def test_our_own_server_lacks_nothing_but_a_worker(settings):
     found = verdicts(settings)
     assert found.pop("Workers") is Verdict.FAIL
-    assert found == dict.fromkeys(["Redis", "Version", "Append-only file", "Eviction", "Clock", "Jobs"], Verdict.OK)
+    assert found == dict.fromkeys(
+        ["Redis", "Version", "Append-only file", "Eviction", "Clock", "Jobs", "Model"], Verdict.OK
+    )
     assert "osteopan up" in advice(settings, "Workers")
 
 
@@ -74,10 +76,11 @@ def test_what_loses_jobs_is_a_failure(settings, server):
     assert "noeviction" in advice(settings, "Eviction")
 
 
-def test_nearly_full_redis_is_a_warning(settings, server):
+@pytest.mark.parametrize(("share", "verdict"), [(0.75, Verdict.WARN), (0.9, Verdict.FAIL)])
+def test_nearly_full_redis_is_a_warning_and_one_that_takes_no_job_a_failure(settings, server, share, verdict):
     with redis.Redis.from_url(server.url) as client:
-        client.config_set("maxmemory", client.info("memory")["used_memory"] + 1000)
-    assert verdicts(settings)["Memory"] is Verdict.WARN
+        client.config_set("maxmemory", round(client.info("memory")["used_memory"] / share))
+    assert verdicts(settings)["Memory"] is verdict
 
 
 def test_short_access_list_is_a_warning(settings, server):
@@ -177,13 +180,10 @@ def test_damaged_model_file_is_a_failure(tmp_path):
     assert check_model(tmp_path / "missing.safetensors").verdict is Verdict.FAIL
 
 
-def test_models_are_those_of_the_settings_or_the_demonstrations(tmp_path):
-    settings = Settings(state_dir=tmp_path)
-    assert configured_models(settings, {}) == []
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "demonstration.safetensors").touch()
-    assert configured_models(settings, {}) == [tmp_path / "models" / "demonstration.safetensors"]
-    assert configured_models(settings, {"OSTEOPAN_MODEL": "/a.safetensors:/b.pth"}) == [
-        Path("/a.safetensors"),
-        Path("/b.pth"),
-    ]
+def test_models_are_those_of_the_settings_or_the_one_that_ships():
+    assert configured_paths("MODEL", {}) == []
+    named = configured_paths("MODEL", {"OSTEOPAN_MODEL": "/a.safetensors:/b.pth"})
+    assert named == [Path("/a.safetensors"), Path("/b.pth")]
+    shipped = check_model(None)
+    assert shipped.verdict is Verdict.OK
+    assert shipped.found.startswith("demonstration-b0 1, SHA-256 ")

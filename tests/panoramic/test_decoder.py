@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from panoramic.decoder import DecoderProcess
+from panoramic.decoder import DecoderProcess, _radiograph
 from panoramic.errors import (
     DecoderTimeoutError,
     ImageError,
@@ -96,6 +96,19 @@ def test_refusals_travel_with_their_class_and_message(
         shared.read(data)
     assert type(caught.value) is kind
     assert shared.pid == before
+
+
+def test_a_child_that_was_taken_over_cannot_send_what_no_result_can_hold() -> None:
+    """Half of a surrogate pair is text in JSON, and none in UTF-8."""
+    for header in (
+        {"error": "ImageUnreadableError", "message": "no\ud800"},
+        {"shape": [1, 1], "warnings": [], "format": "P\udfff", "bit_depth": 8},
+    ):
+        try:
+            text = _radiograph(header, bytearray(1)).format
+        except ImageUnreadableError as error:
+            text = str(error)
+        assert text in {"no?", "P?"}
 
 
 def test_limits_travel() -> None:

@@ -130,6 +130,13 @@ def test_the_first_window_is_the_grey_scale() -> None:
     assert radiograph.warnings == ()
 
 
+@pytest.mark.parametrize(("width", "function"), [(0, "LINEAR"), ([0.5, 100], "LINEAR"), (0, "SIGMOID")])
+def test_an_empty_window_is_named(width: object, function: str) -> None:
+    dataset = make(ramp(4096), 12, WindowCenter=2000, WindowWidth=width, VOILUTFunction=function)
+    with pytest.raises(ImageUnreadableError, match=r"window is 0(\.5)? grey values wide, and must be at least 1"):
+        read(dataset)
+
+
 def test_a_sigmoid_window_follows_its_formula() -> None:
     samples = ramp(4096)
     shown = read(make(samples, 12, WindowCenter=2000, WindowWidth=1500, VOILUTFunction="SIGMOID"))

@@ -17,10 +17,10 @@ from typer.testing import CliRunner, Result
 from panoramic.image import load_radiograph
 from panoramic.radiograph import pixel_digest
 from panoramic.view import View
-from training.data.check import Check, check_dataset, dataset_digest
+from training.data.check import Check, check_dataset
 from training.data.check_table import print_check, printable
 from training.data.cli import register
-from training.data.dataset import find_dataset
+from training.data.dataset import dataset_digest, find_dataset
 from training.data.duplicates import find_identical, find_near_identical, thumbnail
 from training.data.examine import Unreadable, examine
 from training.data.findings import Finding, FindingCode

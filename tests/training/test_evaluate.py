@@ -52,7 +52,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def model_file(folder: Path, weights: dict[str, torch.Tensor], *, trained_on: tuple[str, ...]) -> Path:
+def model_file(
+    folder: Path, weights: dict[str, torch.Tensor], *, trained_on: tuple[str, ...], trained_on_is_whole: bool = True
+) -> Path:
     path = folder / "model.safetensors"
     description = ModelDescription(
         name="tiny",
@@ -63,6 +65,7 @@ def model_file(folder: Path, weights: dict[str, torch.Tensor], *, trained_on: tu
         threshold=0.4,
         temperature=1.7,
         trained_on=trained_on,
+        trained_on_is_whole=trained_on_is_whole,
         notices=("model_not_trained",),
     )
     save_model(path, description, state_dict=weights)
@@ -176,6 +179,18 @@ def test_model_that_hides_its_training_is_judged_with_a_warning(
     claim = {row["item"]: row for row in numbers["checklists"]["CLAIM 2024"]}
     assert "cannot be checked: the model does not say what it was trained on" in claim["19"]["answer"]
     assert claim["19"]["lacks"] == "what the model was trained on; who is on which picture"
+
+
+def test_model_whose_training_began_with_unknown_weights_is_judged_with_a_warning(
+    data: Path, weights: dict[str, torch.Tensor], cache: Path, tmp_path: Path
+) -> None:
+    path = model_file(tmp_path, weights, trained_on=("0" * 32,), trained_on_is_whole=False)
+    code, _, told = run(path, data, "--out", tmp_path / "out", "--cache", cache, "--resamples", "100")
+    assert code == 0, told
+    numbers = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "does not say what the weights were trained on that its training began with" in " ".join(numbers["notes"])
+    assert numbers["facts"]["Model"]["Trained on"].endswith("; on others before, which are not recorded")
+    assert "No picture with identical pixels had a part" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_folder_that_holds_something_is_left_alone(

@@ -31,7 +31,7 @@ from training.fit.decision import decide, threshold_after
 from training.fit.final import FinalOptions, How, make_final, retraining_schedule
 from training.fit.hardware import Hardware
 from training.fit.history import Epoch, History
-from training.fit.kfold import dataset_digest
+from training.fit.kfold import assignment_digest
 from training.fit.model_card import CardFacts
 from training.fit.publish import publish
 from training.fit.run_folder import PREDICTIONS, RunFolder, RunRecord
@@ -125,7 +125,7 @@ def finished(
             config=config,
             classes=dataset.classes,
             dataset="set",
-            dataset_sha256=dataset_digest(prepared),
+            dataset_sha256=assignment_digest(prepared),
             pictures=dataset.counts(),
             patients=8,
             starting_weights="none (random)",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.data.folds import Fold, draw_folds, read_folds, united_patients, write_folds
+from training.data.folds import Fold, draw_folds, read_folds, require_classes, united_patients, write_folds
 from training.errors import DatasetError, RunError
 
 PARTS = ("train", "validation", "test")
@@ -174,6 +174,16 @@ def test_folds_that_would_leak_are_refused(written: tuple[Path, tuple[Fold, ...]
     write_folds(path, folds, NAMES, shared)
     with pytest.raises(RunError, match="identical pictures in two parts"):
         read_folds(path, NAMES, shared)
+
+
+def test_folds_drawn_for_other_classes_are_refused() -> None:
+    truths = [0, 1] * 20
+    folds = draw_folds(truths, [str(number) for number in range(40)], folds=2, seed=0)
+    require_classes(folds, truths, path=Path("folds.json"), class_names=("C1", "C3"))
+    finer = [2 if index in folds[0].validation and truth else truth for index, truth in enumerate(truths)]
+    sentence = r"folds folds\.json have no picture of class C3 in the train part of fold 0; draw new folds, or give"
+    with pytest.raises(RunError, match=sentence):
+        require_classes(folds, finer, path=Path("folds.json"), class_names=("C1", "C2", "C3"))
 
 
 def test_damaged_files_are_told(written: tuple[Path, tuple[Fold, ...]]) -> None:

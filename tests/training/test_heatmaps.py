@@ -21,6 +21,7 @@ from bench.untrained import untrained_network
 from panoramic.classification import Classification
 from panoramic.manifest import RESEARCH_USE, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
+from panoramic.network import build
 from panoramic.overlay import Colormap
 from panoramic.preprocess import prepare
 from panoramic.runtime_torch import Classifier
@@ -257,6 +258,20 @@ def test_crops_by_a_crop_model(weights: dict[str, torch.Tensor], tmp_path: Path,
     assert "square crops" in page.read_text()
     assert "<b>C1" not in page.read_text()
     assert "&lt;b&gt;C1" in page.read_text()
+
+
+def test_a_predecessors_file_does_not_say_what_its_pictures_show_but_the_caller_can(
+    phantoms: Path, tmp_path: Path
+) -> None:
+    torch.save(build("efficientnet-b0", outputs=2).state_dict(), tmp_path / "old.pth")
+    picture = cv2.imread(str(next((phantoms / "C1").iterdir())), cv2.IMREAD_GRAYSCALE)
+    (tmp_path / "crops").mkdir()
+    cv2.imwrite(str(tmp_path / "crops" / "a.png"), picture[:, :121])
+    code, _, told = run(
+        "heatmaps", tmp_path / "old.pth", tmp_path / "crops", "--view", "crop", "--n", "1", "--out", tmp_path / "out"
+    )
+    assert code == 0, told
+    assert "1 of 1 pictures shown" in told
 
 
 def test_shares_of_a_region() -> None:

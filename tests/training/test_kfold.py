@@ -13,16 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from sklearn import metrics
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 from panoramic.image import load_radiograph
 from panoramic.manifest import RESEARCH_USE
 from panoramic.model_file import load_model
+from panoramic.network import build
 from panoramic.preprocess import prepare
 from panoramic.radiograph import pixel_digest
 from panoramic.runtime_torch import Classifier
@@ -34,14 +37,17 @@ from training.data.patients import patient_rule
 from training.errors import ResourcesError, RunError
 from training.fit.checkpoints import BEST, LAST
 from training.fit.config import TrainingConfig
+from training.fit.final import FinalOptions, How, make_final
 from training.fit.hardware import Hardware
 from training.fit.kfold import kfold
 from training.fit.memory import is_out_of_memory
+from training.fit.module import FoldModule
 from training.fit.run_folder import RunFolder
 from training.fit.train import Feed, Trained, train_one
 from training.fit.weights import starting_weights
 from training.phantoms.phantom import draw_phantom, draw_truth
 from training.phantoms.phantom_set import write_set
+from training.report.checklists import CLAIM_2024, TRIPOD_AI
 
 ROOT = Path(__file__).parents[2]
 SIZE = (64, 160)
@@ -471,10 +477,12 @@ def test_shuffled_labels_are_guessed_and_true_ones_are_not(tmp_path: Path, shuff
 
 def test_nothing_is_claimed_of_patients_who_were_not_named_and_a_copy_is_no_patient(tmp_path: Path) -> None:
     write_told_apart(tmp_path / "set", shuffle=False)
-    shutil.copy(tmp_path / "set" / "C1" / "0.png", tmp_path / "set" / "C1" / "copy.png")
+    shutil.copy(tmp_path / "set" / "C1" / "0.png", tmp_path / "set" / "C3" / "copy.png")
+    torch.save(build("efficientnet-b0", outputs=2).state_dict(), tmp_path / "found.pth")
     config = TrainingConfig(
-        network="efficientnet-b0", folds=2, epochs=1, input_size=(32, 80), out=tmp_path / "out", augmentation="none"
-    )
+        network="efficientnet-b0", folds=2, epochs=1, input_size=(32, 80), out=tmp_path / "out", augmentation="none",
+        weights=str(tmp_path / "found.pth"),
+    )  # fmt: skip
     run = RunFolder(kfold(find_dataset(tmp_path / "set"), config, hardware=Hardware(), progress_bar=False))
     numbers = json.loads((run.path / "report.json").read_text())
     assert run.configuration().patients == numbers["patients"] == 40
@@ -486,7 +494,58 @@ def test_nothing_is_claimed_of_patients_who_were_not_named_and_a_copy_is_no_pati
     claim = {row["item"]: row for row in numbers["checklists"]["CLAIM 2024"]}
     assert claim["20"]["answer"] == "Picture: each picture was counted as a patient of its own; patients unknown."
     assert claim["20"]["lacks"] == "who is on which picture"
-    assert load_model(run.model_path(0)).manifest.notices == ()
+    manifest = load_model(run.model_path(0)).manifest
+    assert manifest.notices == ()
+    notes = " ".join(numbers["notes"])
+    assert re.search(
+        r"Pictures that are in the data set more than once: 1 \(.{8}\); in more than one class: 1\.", notes
+    )
+    # Nor of pictures that the starting weights may have seen, and so of whatever comes of them.
+    assert "found.pth (found unknown) do not say what they were trained on" in notes
+    assert "Whether its starting weights had seen it is unknown" in claim["19"]["answer"]
+    assert claim["19"]["lacks"] == "what the starting weights were trained on; who is on which picture"
+    final = load_model(make_final(run, None, options=FinalOptions(How.ENSEMBLE))).manifest
+    assert [bool(one.trained_on) for one in (manifest, final)] == [True, True]
+    assert [one.training_known for one in (manifest, final)] == [False, False]
+
+
+def test_weights_of_classes_count_alike_whatever_the_batches() -> None:
+    """A part that lies sorted by class: a mean over the weights of a batch would cancel them."""
+    weights = (0.5, 3.0)
+    torch.manual_seed(0)
+    x, truths = torch.randn(8, 3, 32, 32), torch.tensor([0] * 6 + [1] * 2)
+    module = FoldModule(
+        build("efficientnet-b0", outputs=2), learning_rate=1e-3, seed=0, stream=0, class_weights=weights
+    )
+    with torch.inference_mode():
+        logits = module.eval()(x)
+    of_each = torch.nn.functional.cross_entropy(logits, truths, reduction="none")
+    expected = float((of_each * torch.tensor(weights)[truths]).mean())
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    for size in (2, 8):
+        loader = DataLoader(TensorDataset(x, truths, truths), batch_size=size)
+        (found,) = trainer.validate(module, loader, verbose=False)
+        assert found["validation_loss"] == pytest.approx(expected, rel=1e-5), size
+
+
+def test_every_word_of_the_checklists_finds_a_row_of_some_report(run: RunFolder, place: Path, tmp_path: Path) -> None:
+    write_set(tmp_path / "new", 12, 7, size_px=(121, 292), processes=1)
+    shutil.rmtree(tmp_path / "new" / "C2")
+    code, _, told = invoke(
+        "evaluate", run.model_path(0), tmp_path / "new", "--out", tmp_path / "report", "--resamples", "100"
+    )
+    assert code == 0, told
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (run.path, tmp_path / "report")]
+    names = {
+        name.casefold()
+        for told_facts in reports
+        for section, rows in told_facts["facts"].items()
+        for name in (section, *rows)
+    }
+    asked = {word for item in (*CLAIM_2024, *TRIPOD_AI) for word in item.facts}
+    assert [word for word in sorted(asked) if not any(word in name for name in names)] == []
+    checked = invoke("check", place / "set", "--json")[1]
+    assert json.loads(checked)["fingerprint"]["digest"] == reports[0]["facts"]["Data"]["Digest of the data"]
 
 
 def invoke(*arguments: str | Path) -> tuple[int, str, str]:

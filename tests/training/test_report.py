@@ -56,6 +56,7 @@ def context(**changes: Any) -> ReportContext:
         "threshold_rule": "youden",
         "shortcuts": {"brightness": np.random.default_rng(2).random(N)},
         "patients_known": True,
+        "training_known": True,
         "resamples": 100,
     }
     return ReportContext(**given | changes)
@@ -286,6 +287,19 @@ def test_separation_by_patient_is_claimed_only_where_patients_are_known(
     assert "60 pictures (each counted as a patient of its own; patients unknown)" in text
     for claim in ("of 60 patients", "never saw its patient", "had not seen its patient", "resamples of patients"):
         assert claim not in text
+
+
+def test_cross_validation_from_unknown_weights_claims_no_unseen_pictures(tmp_path: Path) -> None:
+    for known in (True, False):
+        text, numbers = written(tmp_path, predictions(), context(training_known=known))
+        answer, lacks = answers(numbers)["19"]
+        assert answer is not None
+        assert ("had not seen its patient" in answer, "they do not say what they were trained on" in answer) == (
+            known,
+            not known,
+        )
+        assert lacks == (None if known else "what the starting weights were trained on")
+        assert ("had not seen its patient" in text) == known
 
 
 def test_saved_model_claims_no_more_than_digests_can_tell(tmp_path: Path) -> None:

@@ -60,6 +60,21 @@ def test_head_of_the_same_width_is_kept(tmp_path: Path) -> None:
     built = weights.build(B0, outputs=2, seed=9, stream=9).state_dict()
     assert all(torch.equal(built[name], net[name]) for name in net)
     assert weights.trained_on == ("a" * 32,)
+    assert weights.history_known
+
+
+def test_what_weights_have_seen_is_known_only_where_they_say_it_and_so_of_all_that_comes_of_them(
+    tmp_path: Path,
+) -> None:
+    net = build(B0, outputs=2).state_dict()
+    torch.save(net, tmp_path / "predecessor.pth")
+    seen = ("a" * 32,)
+    for name, fields in (("unsaid", {}), ("partly", {"trained_on": seen, "trained_on_is_whole": False})):
+        description = ModelDescription(name=name, version="1", network=B0).model_copy(update=fields)
+        save_model(tmp_path / f"{name}.safetensors", description, state_dict=net)
+    for name in ("predecessor.pth", "unsaid.safetensors", "partly.safetensors"):
+        assert not starting_weights(str(tmp_path / name), network=B0, view=View.FULL).history_known, name
+    assert starting_weights("none", network=B0, view=View.FULL).history_known
 
 
 def test_weights_that_saw_the_data_set_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 
 from contract.broker import make_app, wake_worker
-from contract.errors import ErrorCode
+from contract.errors import ErrorCode, JobError
 from contract.jobs import JobRequest, JobState, Priority
 from contract.ledger import Ledger
 from contract.names import QUEUE_URGENT
 from contract.records import Claim
 from contract.settings import Settings
+from panoramic.classification import Classification
 from worker.job import JobProcessor
-from worker.line import EngineStuckError, Line
+from worker.line import EngineLostError, Line
 from worker.screening import Prepared, Screener, Screening
 from worker.settings import WorkerSettings
 
@@ -41,6 +42,17 @@ class GatedScreener(Screener):
         super().__init__(settings)
         self.reading: dict[str, threading.Event] = {}
         self.writing = threading.Event()
+        self.removing = threading.Event()
+        self.device_fails = False
+
+    def classify(self, batch: Sequence[Prepared]) -> list[Classification | JobError]:
+        if self.device_fails:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().classify(batch)
+
+    def take_back(self, destination_path: str, note: str) -> bool:
+        self.removing.wait(60)
+        return super().take_back(destination_path, note)
 
     def prepare(self, img_path: str, destination_path: str, **options: Any) -> Prepared:
         if gate := self.reading.get(Path(img_path).stem):
@@ -61,10 +73,12 @@ def loaded(state_dir: Path) -> Iterator[GatedScreener]:
 @pytest.fixture
 def screener(loaded: GatedScreener) -> Iterator[GatedScreener]:
     loaded.writing.set()
+    loaded.removing.set()
     yield loaded
-    for gate in (*loaded.reading.values(), loaded.writing):
+    for gate in (*loaded.reading.values(), loaded.writing, loaded.removing):
         gate.set()
     loaded.reading.clear()
+    loaded.device_fails = False
 
 
 @pytest.fixture
@@ -271,7 +285,7 @@ def test_the_time_limit_ends_what_has_had_its_time_and_gives_back_the_rest(
     other = threading.Thread(target=meanwhile)
     other.start()
     try:
-        with pytest.raises(EngineStuckError, match="still read"):
+        with pytest.raises(EngineLostError, match="still read"):
             line.process("stuck")
     finally:
         other.join(10)
@@ -283,6 +297,78 @@ def test_the_time_limit_ends_what_has_had_its_time_and_gives_back_the_rest(
     assert result.error is not None
     assert result.error.code is ErrorCode.DEADLINE_EXCEEDED
     assert [ledger.status(job).attempts for job in ("late", "unread")] == [0, 0]
+
+
+def test_a_device_that_fails_costs_its_batch_an_attempt_and_ends_the_engine(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    screener: GatedScreener,
+    hold: Callable[[str], tuple[Path, threading.Event]],
+    ledger: Ledger,
+) -> None:
+    """What cannot be told from the next job's fault must not be met by one job after the other."""
+    slow, gate = hold("slow")
+    announce("a")
+    announce("slow", img_path=slow)
+    screener.device_fails = True
+    with pytest.raises(EngineLostError, match=r"the engine failed \(RuntimeError\)"):
+        make_line().process("a")
+    gate.set()
+    assert states(ledger, "a", "slow") == [JobState.QUEUED] * 2
+    assert [ledger.status(job).attempts for job in ("a", "slow")] == [1, 0]
+    assert set(ledger.client.zrange(ledger.keys.returned, 0, -1)) == {"a", "slow"}
+
+    # The same with a new engine each time: the job is given up and the reason told.
+    for _ in range(2):
+        with pytest.raises(EngineLostError):
+            make_line().process("a")
+    result = ledger.result("a")
+    assert result is not None
+    assert result.error is not None
+    assert (result.error.code, result.attempts) == (ErrorCode.INTERNAL_ERROR, 3)
+    screener.device_fails = False
+    make_line().process("slow")
+    assert states(ledger, "a", "slow") == [JobState.FAILED, JobState.DONE]
+
+
+def test_a_disk_that_hangs_under_a_dead_workers_pictures_holds_up_no_lease_and_no_end(
+    make_line: Callable[..., Line],
+    announce: Callable[..., None],
+    screener: GatedScreener,
+    settings: Settings,
+    ledger: Ledger,
+    wait: Callable[..., None],
+) -> None:
+    dying = Ledger(ledger.client, settings.model_copy(update={"lease_s": 0.05}))
+    brief = Ledger(ledger.client, settings.model_copy(update={"lease_s": 1.0, "heartbeat_s": 0.1}))
+
+    def lose_a_worker(job_id: str) -> None:
+        claim = dying.claim(job_id, "killed")
+        assert isinstance(claim, Claim)
+        dying.note_pictures(claim, "[]")
+        time.sleep(0.1)
+
+    announce("a")
+    lose_a_worker("a")
+    screener.removing.clear()
+    line = Line(JobProcessor(brief, screener, node="brief"), screener, batch_size=1)
+    with running(line, "a"):
+        wait(lambda: ledger.status("a").worker == "brief")
+        time.sleep(1.5)
+        assert ledger.claim("a", "rival") is JobState.RUNNING, "the lease is kept alive meanwhile"
+        screener.removing.set()
+    assert states(ledger, "a") == [JobState.DONE]
+
+    announce("b")
+    for _ in range(settings.max_attempts):
+        lose_a_worker("b")
+    screener.removing.clear()
+    began = time.monotonic()
+    line.process("b")
+    assert time.monotonic() - began < settings.lease_s
+    assert states(ledger, "b") == [JobState.DEAD]
+    screener.removing.set()
+    line.close()
 
 
 def test_what_was_not_begun_is_given_back_when_the_node_is_to_stop(

@@ -313,7 +313,9 @@ def test_a_job_whose_worker_is_killed_is_done_by_the_next(
     start_node: Any, node_settings: Settings, phantom: Path, tmp_path: Path, wait: Wait
 ) -> None:
     settings = node_settings.model_copy(update={"key_prefix": "child", "lease_s": 2.0})
-    with start_node(settings, tmp_path, "child", OSTEOPAN_KEY_PREFIX="child", OSTEOPAN_LEASE_S="2") as node:
+    with start_node(
+        settings, tmp_path, "child", OSTEOPAN_KEY_PREFIX="child", OSTEOPAN_LEASE_S="2", OSTEOPAN_HEARTBEAT_S="0.5"
+    ) as node:
         with node.client() as client:
             job = client.submit({"img_path": str(phantom), "destination_path": str(tmp_path / "out")}).job_id
             wait(lambda: client.status(job).stage in ("read", "background", "network"))

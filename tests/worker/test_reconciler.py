@@ -52,6 +52,25 @@ def test_it_is_announced_once(ledger: Ledger, reconciler: Reconciler) -> None:
     assert messages(ledger) == ["lost"]
 
 
+def test_a_job_given_back_goes_before_all_that_wait(ledger: Ledger, app: celery.Celery, reconciler: Reconciler) -> None:
+    """By its place in the ledger's queue it would be announced after all of them, at their end."""
+    for number in range(5):
+        enter(ledger, f"job-{number}", age_ms=60_000)
+        wake_worker(app, f"job-{number}", Priority.ROUTINE)
+    for job_id, pause_s in (("job-0", 0.0), ("job-1", 0.3)):
+        ledger.client.rpop(ledger.keys.celery + "osteopan.routine")
+        claim = ledger.claim(job_id, "stopping")
+        assert isinstance(claim, Claim)
+        ledger.release(claim, pause_s=pause_s)
+    assert reconciler.scan() == ["job-0"]
+    assert reconciler.scan() == []
+    time.sleep(0.3)
+    assert reconciler.scan() == ["job-1"]
+    assert messages(ledger, "osteopan.urgent") == ["job-0", "job-1"]
+    assert isinstance(ledger.claim("job-0", "next"), Claim)
+    assert ledger.client.zrange(ledger.keys.returned, 0, -1) == ["job-1"]
+
+
 def test_a_young_job_is_left_alone(ledger: Ledger, reconciler: Reconciler) -> None:
     enter(ledger, "young", age_ms=0)
     assert reconciler.scan() == []

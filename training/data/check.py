@@ -1,6 +1,5 @@
 """A data set's fingerprint, and what is wrong with it, before hours are spent on it."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from panoramic.manifest import RESEARCH_USE
 from panoramic.view import View
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, dataset_digest
 from training.data.examine import Examined, Unreadable, examine
 from training.data.findings import Finding, find_faults
 from training.data.folds import patient_groups
@@ -56,7 +55,7 @@ class Fingerprint:
     """What a data set consists of; files that cannot be used have no part in it, except in `ClassCount.files`.
 
     Attributes:
-        digest: `dataset_digest`.
+        digest: `training.data.dataset.dataset_digest`.
         view: What the pictures show.
         classes: In the order of the network's outputs.
         patients: In all classes together.
@@ -142,16 +141,6 @@ def check_dataset(
         unreadable=unreadable,
         findings=find_faults(dataset, examined, unreadable, shortcuts=shortcuts),
     )
-
-
-def dataset_digest(labelled: Iterable[tuple[str, str]]) -> str:
-    """What identifies a data set whatever its files and patients are called: SHA-256 in hex.
-
-    Args:
-        labelled: Class name and `panoramic.radiograph.pixel_digest` of each picture, in any order.
-    """
-    lines = sorted(f"{digest} {name}\n" for name, digest in labelled)
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _fingerprint(dataset: Dataset, examined: Sequence[Examined], view: View) -> Fingerprint:

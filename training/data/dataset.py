@@ -1,7 +1,8 @@
 """A data set on disk, in the predecessor's layout: one sub-folder a class, pictures in it, no split by hand."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,6 +95,16 @@ def find_dataset(
     pictures = tuple(Picture(path, name, index, whose[name]) for name, path, index in found)
     used = {folder for cls in chosen for folder in cls.folders}
     return Dataset(root, chosen, pictures, tuple(folder for folder in folders if folder not in used))
+
+
+def dataset_digest(labelled: Iterable[tuple[str, str]]) -> str:
+    """What identifies a data set whatever its files and patients are called: SHA-256 in hex.
+
+    Args:
+        labelled: Class name and `panoramic.radiograph.pixel_digest` of each picture, in any order.
+    """
+    lines = sorted(f"{digest} {name}\n" for name, digest in labelled)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:

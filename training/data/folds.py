@@ -145,6 +145,31 @@ def require_patients(
             )
 
 
+def require_classes(
+    folds: Sequence[Fold], truths: Sequence[int] | NDArray[np.int64], *, path: Path, class_names: Sequence[str]
+) -> None:
+    """Refuse folds of a file that lack a class in some part, as folds drawn for other classes may.
+
+    Args:
+        folds: From `read_folds`.
+        truths: (N,) class indices.
+        path: Of the file.
+        class_names: What messages call the classes.
+
+    Raises:
+        RunError: A part has no picture of a class.
+    """
+    for fold in folds:
+        for part in PARTS:
+            there = {int(truths[index]) for index in getattr(fold, part)}
+            missing = [name for index, name in enumerate(class_names) if index not in there]
+            if missing:
+                raise RunError(
+                    f"folds {path} have no picture of class {missing[0]} in the {part} part of fold {fold.index}; draw "
+                    "new folds, or give the classes that they were drawn for"
+                )
+
+
 def write_folds(path: Path, folds: Sequence[Fold], names: Sequence[str], digests: Sequence[str]) -> None:
     """Write folds as JSON by the pictures' names, so that another run can use them; the file appears whole.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from panoramic.view import View
 from training.command import faults_told
 from training.progress import ProgressBars
 
@@ -24,6 +25,7 @@ ModelArgument = Annotated[Path, typer.Argument(help="Model file, .safetensors or
 SeedOption = Annotated[int, typer.Option(help="The same seed draws the same pictures.")]
 OutOption = Annotated[Path | None, typer.Option(help="Folder to make; by default named after model and pictures.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, or cuda:N.")]
+ViewOption = Annotated[View, typer.Option(help="What the pictures show; asked of a .pth only.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +41,7 @@ def heatmaps(
     n: Annotated[int, typer.Option("--n", help="How many pictures, drawn at random.")] = 20,
     seed: SeedOption = 0,
     out: OutOption = None,
+    view: ViewOption = View.FULL,
     colormap: Annotated[MapColours, typer.Option(help="Colours of the map.")] = MapColours.INFERNO,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -49,7 +52,7 @@ def heatmaps(
         from panoramic.runtime_torch import Classifier
         from training.explain.heatmaps import draw_heatmaps
 
-        classifier = Classifier(load_model(model), device=device)
+        classifier = Classifier(load_model(model, view=view), device=device)
         name = f"heatmaps_{classifier.model.manifest.name}_{class_folder.resolve().name}_seed{seed}"
         with ProgressBars(transient=True) as bars:
             page, drawn = draw_heatmaps(
@@ -77,6 +80,7 @@ def sanity(
     n: Annotated[int, typer.Option("--n", help="How many pictures.")] = 4,
     seed: SeedOption = 0,
     out: OutOption = None,
+    view: ViewOption = View.FULL,
     device: DeviceOption = "cpu",
 ) -> None:
     """Check that a model's map changes when its weights are made random, block by block (Adebayo et al. 2018)."""
@@ -85,7 +89,7 @@ def sanity(
         from training.explain.sanity import step_names
         from training.explain.sanity_report import check_sanity
 
-        loaded = load_model(model)
+        loaded = load_model(model, view=view)
         with ProgressBars(transient=True) as bars:
             result = check_sanity(
                 loaded,

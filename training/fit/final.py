@@ -25,7 +25,7 @@ from training.fit.final_card import card_facts
 from training.fit.fold import model_name
 from training.fit.hardware import Hardware
 from training.fit.history import History
-from training.fit.kfold import dataset_digest
+from training.fit.kfold import assignment_digest
 from training.fit.publish import describe, publish, require_free
 from training.fit.run_folder import TENSORBOARD, RunFolder, RunRecord
 from training.fit.train import Feed, train_one
@@ -69,6 +69,7 @@ class _Weights:
 
     tensors: Mapping[str, torch.Tensor]
     trained_on: frozenset[str]
+    trained_on_is_whole: bool
     members: int
     story: str
     made: Mapping[str, str]
@@ -136,6 +137,7 @@ def make_final(
             "members": weights.members,
             "training_data": f"{synthetic}{weights.story}",
             "trained_on": tuple(sorted(weights.trained_on)),
+            "trained_on_is_whole": weights.trained_on_is_whole,
         }
     )
     facts = replace(facts, training={**weights.made, **facts.training})
@@ -195,6 +197,7 @@ def _folds_together(run: RunFolder, description: ModelDescription) -> _Weights:
     return _Weights(
         tensors=join_members([model.state_dict for model in models]),
         trained_on=frozenset(digest for model in models for digest in model.manifest.trained_on),
+        trained_on_is_whole=all(model.manifest.trained_on_is_whole for model in models),
         members=len(models),
         story=f"{run.configuration().dataset}: the networks of a {len(models)}-fold cross-validation, each trained on "
         "another part of its pictures, with their logits averaged.",
@@ -224,7 +227,7 @@ def _retrained(
         )
     cache = PictureCache(config.cache_folder, view=config.view, input_size=config.size_px)
     prepared = cache.prepare(dataset.pictures, on_done=on_prepared)
-    found = dataset_digest(prepared)
+    found = assignment_digest(prepared)
     if found != record.dataset_sha256:
         raise RunError(
             f"{dataset.root} is not the data set of the run: its digest is {found[:12]}, over {len(prepared)} "
@@ -251,6 +254,7 @@ def _retrained(
     return _Weights(
         tensors=trained.state_dict,
         trained_on=frozenset(item.digest for item in prepared) | frozenset(starting.trained_on),
+        trained_on_is_whole=starting.history_known,
         members=1,
         story=f"{record.dataset}: all {len(prepared)} pictures ({listed}) of {patients}. Starting weights: "
         f"{starting.origin}.",

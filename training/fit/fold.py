@@ -137,6 +137,7 @@ def _description(plan: FoldPlan, fold: Fold) -> ModelDescription:
         ),
         training_date=plan.today,
         trained_on=tuple(sorted(digests.union(plan.starting.trained_on))),
+        trained_on_is_whole=plan.starting.history_known,
         intended_use=DEMONSTRATION_USE if plan.phantoms else RESEARCH_USE,
         notices=(DEMONSTRATION_NOTICE,) if plan.phantoms else (),
     )

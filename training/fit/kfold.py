@@ -18,6 +18,7 @@ from training.data.folds import (
     draw_folds,
     patient_groups,
     read_folds,
+    require_classes,
     require_patients,
     united_patients,
     write_folds,
@@ -33,6 +34,7 @@ from training.fit.preflight import check_places
 from training.fit.run_folder import FOLDS, RunFolder, RunRecord, run_folder_name
 from training.fit.train import Feed
 from training.fit.weights import StartingWeights, refuse_seen_pictures, starting_weights
+from training.report.statements import repeated
 
 #: Packages whose version can change the numbers.
 _PACKAGES: Final = (
@@ -99,7 +101,7 @@ def kfold(
         say(f"{run.path}: {_starting_sentence(starting)}")
     with run.held():
         write_folds(run.path / FOLDS, folds, _names(prepared), _digests(prepared))
-        notes = _notes(prepared, config)
+        notes = _notes(prepared, config, starting)
         for note in notes:
             say(note)
         plan = FoldPlan(
@@ -122,7 +124,7 @@ def kfold(
                     f"{len(fold.validation)} to steer by, {len(fold.test)} to test on"
                 )
                 run_fold(plan, fold)
-        finish_run(run, prepared, notes=notes)
+        finish_run(run, prepared, history_known=starting.history_known, notes=notes)
     return run.path
 
 
@@ -142,6 +144,12 @@ def _check_folds(dataset: Dataset, config: TrainingConfig) -> None:
         raise RunError(
             f"{config.folds_file} has {len(given)} folds, and {config.folds} are asked for: give --folds {len(given)}"
         )
+    require_classes(
+        given,
+        [picture.class_index for picture in dataset.pictures],
+        path=config.folds_file,
+        class_names=[cls.name for cls in dataset.classes],
+    )
 
 
 def _folds(run: RunFolder, dataset: Dataset, prepared: Sequence[Prepared], config: TrainingConfig) -> tuple[Fold, ...]:
@@ -182,7 +190,7 @@ def _record(
         config=config,
         classes=dataset.classes,
         dataset=dataset.root.resolve().name,
-        dataset_sha256=dataset_digest(prepared),
+        dataset_sha256=assignment_digest(prepared),
         pictures=dataset.counts(),
         patients=len(set(patient_groups([item.picture.patient for item in prepared], _digests(prepared)))),
         phantoms=count_phantoms(dataset),
@@ -196,7 +204,7 @@ def _record(
     )
 
 
-def dataset_digest(prepared: Sequence[Prepared]) -> str:
+def assignment_digest(prepared: Sequence[Prepared]) -> str:
     """SHA-256 over what a cross-validation takes from a data set: names, pixels, classes and patients."""
     digest = hashlib.sha256()
     for item in sorted(prepared, key=lambda item: item.picture.name):
@@ -205,13 +213,24 @@ def dataset_digest(prepared: Sequence[Prepared]) -> str:
     return digest.hexdigest()
 
 
-def _notes(prepared: Sequence[Prepared], config: TrainingConfig) -> list[str]:
+def _notes(prepared: Sequence[Prepared], config: TrainingConfig, starting: StartingWeights) -> list[str]:
     notes = ["Near-identical pictures (resized, brightened or encoded anew) were not looked for; training check does."]
     if not config.patients:
         notes.append(
             "No patients were named, so each picture counts as a patient of its own. If some patients have several "
             "pictures, the results are too good: give --patients."
         )
+    if not starting.history_known:
+        notes.append(
+            f"The starting weights {starting.origin} do not say what they were trained on, so it could not be checked "
+            "that these pictures are new to them. If they are not, the results are too good."
+        )
+    elif starting.trained_on:
+        notes.append(
+            f"The starting weights {starting.origin} were trained on no picture with the same pixels; whether they had "
+            "seen others of the same patients cannot be told."
+        )
+    notes += repeated(_digests(prepared), [item.picture.class_index for item in prepared])
     united = united_patients([item.picture.patient for item in prepared], _digests(prepared))
     if united:
         notes.append(

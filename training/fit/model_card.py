@@ -133,10 +133,13 @@ def _known(manifest: Manifest) -> str:
             "Digests of the pictures it was trained on: unknown, so that no program can tell whether a picture was "
             "among them."
         )
-    return (
+    listed = (
         f"The manifest lists the pixel digests of {len(manifest.trained_on)} pictures that had a part in the weights "
         "or in a choice; `training evaluate` refuses them."
     )
+    if manifest.trained_on_is_whole:
+        return listed
+    return f"{listed} The training began with weights of which that is unknown, so that there may be others."
 
 
 def _screening(manifest: Manifest) -> str:

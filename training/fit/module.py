@@ -106,9 +106,10 @@ class FoldModule(pl.LightningModule):
         """The loss of one batch: x (N, 3, h, w), class indices (N,), places (N,).
 
         None, by which Lightning makes no step, for a single picture left over at the end of an epoch: batch norm has
-        nothing to average then. The order changes from epoch to epoch, so it is another picture each time.
+        nothing to average then. The order changes from epoch to epoch, so it is another picture each time. On several
+        devices each has one picture left, and they average over all of them.
         """
-        if len(batch[1]) == 1:
+        if len(batch[1]) == 1 and self.trainer.world_size == 1:
             return None
         entropy = (*self._entropy, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]))
@@ -155,7 +156,9 @@ class FoldModule(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         x, truths, _ = batch
         logits = self(x)  # (N, C)
-        return F.cross_entropy(logits, truths, weight=self.get_buffer("class_weights")), logits
+        losses = F.cross_entropy(logits, truths, weight=self.get_buffer("class_weights"), reduction="none")  # (N,)
+        # PyTorch's own mean divides by the weights of the batch, which in a batch of one class cancels them.
+        return losses.mean(), logits
 
     def _steer(self, epoch: Epoch) -> None:
         if self._plateau is not None and epoch.validation_loss is not None:

@@ -11,6 +11,7 @@ from panoramic.model_file import load_model
 from panoramic.preprocess import PREPROCESSING_VERSION
 from panoramic.runtime_torch import Classifier
 from training.data.cache import Prepared
+from training.data.dataset import dataset_digest
 from training.data.origin import listed
 from training.data.shortcuts import shortcut_scores
 from training.errors import DatasetError
@@ -21,16 +22,18 @@ from training.fit.run_folder import PREDICTIONS, RunFolder, RunRecord
 from training.fit.stats import pairs_json, stats_text
 from training.predictions import Predictions, write_predictions
 from training.report.context import CaseImages, ReportContext
+from training.report.metrics import parse_rule
 from training.report.page import write_report
 from training.report.statements import synthetic
 
 
-def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, notes: Sequence[str] = ()) -> Path:
+def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, history_known: bool, notes: Sequence[str] = ()) -> Path:
     """Write what follows from the folds, once all are done.
 
     Args:
         run: With all folds done.
         prepared: Of all pictures of the data set.
+        history_known: `training.fit.weights.StartingWeights.history_known`.
         notes: Sentences that the report's reader must see first.
 
     Returns:
@@ -58,6 +61,7 @@ def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, notes: Sequence[
         notes=tuple(notes),
         phantoms=record.phantoms or 0,
         patients_known=bool(record.config.patients),
+        training_known=history_known,
         seed=record.config.seed,
     )
     return write_report(run.path, predictions, context=context)
@@ -106,6 +110,7 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
     origin = {"Data set": record.dataset}
     if record.phantoms:
         origin["Synthetic pictures"] = synthetic(record.phantoms, pictures=len(predictions.names))
+    fixed = parse_rule(config.threshold_rule)[0] == "fixed"
     grouped = "grouped by patient" if config.patients else "each picture counted as a patient of its own"
     return {
         "Data": {
@@ -116,7 +121,10 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
             else "unknown: none were named, and each picture was counted as a patient of its own",
             "Folders left out": "not recorded" if record.left_out is None else listed(record.left_out),
             "Classes": "; ".join(f"{c.name}: {c.label}{' (the finding)' if c.finding else ''}" for c in record.classes),
-            "Digest of the data": record.dataset_sha256,
+            "Digest of the data": dataset_digest(
+                (predictions.classes[truth].name, digest)
+                for truth, digest in zip(predictions.truths.tolist(), predictions.digests, strict=True)
+            ),
             "View": str(config.view),
         },
         "Model": {
@@ -125,20 +133,27 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
             "Preprocessing": PREPROCESSING_VERSION,
             "Starting weights": record.starting_weights,
             "Digest of the starting weights": record.starting_weights_sha256 or "none",
+            "Model files": "one a fold, in the run's folder, each with the SHA-256 of its weights",
+            "Ensemble": "none: each picture was judged by one network",
             "Thresholds by fold": ", ".join(f"{predictions.thresholds[fold]:.4f}" for fold in folds),
         },
         "Training": {
-            "Design": f"{config.folds}-fold cross-validation, stratified by class, {grouped}; inside each "
-            "fold a validation part steers learning rate, stopping, best epoch and threshold; the test part is judged "
-            "once",
+            "Design": f"{config.folds}-fold cross-validation, stratified by class, {grouped}; inside each fold a "
+            f"validation part steers learning rate, stopping and best epoch{'' if fixed else ', and the threshold'}; "
+            "the test part is judged once",
             "Optimiser": f"Adam, learning rate {config.learning_rate:g}, multiplied by {PLATEAU_FACTOR:g} after more "
             f"than {PLATEAU_PATIENCE} epochs without a lower validation loss",
-            "Loss": "cross-entropy" + (", classes weighted in inverse proportion" if config.class_weights else ""),
+            "Loss": "cross-entropy, "
+            + (
+                "classes weighted in inverse proportion to their pictures"
+                if config.class_weights
+                else "all classes alike"
+            ),
             "Epochs": f"at most {config.epochs}, ended after {config.patience} without a lower validation loss",
             "Best epochs": best,
             "Batch size": str(config.batch),
             "Augmentation": str(config.augmentation),
-            "Threshold rule": f"{config.threshold_rule}, on the validation part",
+            "Threshold rule": f"{config.threshold_rule}, {'fixed beforehand' if fixed else 'on the validation part'}",
             "Seed": str(config.seed),
         },
         "Software": {**record.versions, "Hardware": record.hardware, "Started": record.started_at},

@@ -31,7 +31,8 @@ class StartingWeights:
         origin: For the record: "none (random)", "imagenet" with the file's name, or the file's path as it was given
             with the model's name and version.
         sha256: Of the tensors (`panoramic.model_file.digest_of`); empty for random ones.
-        trained_on: Digests of the pictures that had a part in them, where that is known.
+        trained_on: Digests of the pictures that had a part in them, as far as that is known.
+        history_known: Whether no other radiograph had. ImageNet's pictures are none.
         state_dict: The tensors; empty for random ones.
         head: How many outputs they have; 0 for random ones.
     """
@@ -39,6 +40,7 @@ class StartingWeights:
     origin: str
     sha256: str = ""
     trained_on: tuple[str, ...] = ()
+    history_known: bool = True
     state_dict: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
     head: int = 0
 
@@ -94,7 +96,14 @@ def starting_weights(text: str, *, network: str, view: View) -> StartingWeights:
             f"{manifest.network}, or weights of {network}"
         )
     origin = f"{text} ({manifest.name} {manifest.version})"
-    return StartingWeights(origin, manifest.sha256, manifest.trained_on, model.state_dict, manifest.outputs)
+    return StartingWeights(
+        origin,
+        manifest.sha256,
+        manifest.trained_on,
+        history_known=manifest.training_known,
+        state_dict=model.state_dict,
+        head=manifest.outputs,
+    )
 
 
 def refuse_seen_pictures(weights: StartingWeights, digests: Collection[str]) -> None:
@@ -148,5 +157,8 @@ def _download(network: str) -> StartingWeights:
     if found != network:
         raise RunError(f"{url} holds weights of {found}, not of {network}: give --weights FILE")
     return StartingWeights(
-        f"imagenet ({url.rpartition('/')[2]})", digest_of(state), (), state, state["_fc.bias"].shape[0]
+        f"imagenet ({url.rpartition('/')[2]})",
+        digest_of(state),
+        state_dict=state,
+        head=state["_fc.bias"].shape[0],
     )

@@ -100,16 +100,14 @@ CLAIM_2024: Final = (
     Item("16", "Reference standard", "Who annotated, with which qualification"),
     Item("17", "Reference standard", "How the test set was annotated"),
     Item("18", "Reference standard", "Variability between and within readers"),
-    Item(
-        "19", "Data partitions", "How data were assigned to the parts", ("partitions",), ("folds", "validation share")
-    ),
+    Item("19", "Data partitions", "How data were assigned to the parts", ("partitions",), ("design",)),
     Item("20", "Data partitions", "At which level the parts are disjoint", ("disjoint",)),
     Item("21", "Testing data", "Intended sample size and its reason", ("size",), lacks="the reason for this size"),
     Item("22", "Model", "Description of the model, its input and output", ("output",), ("model",)),
     Item("23", "Model", "Software, libraries and their versions", (), ("software",)),
-    Item("24", "Model", "How the parameters were initialised", (), ("starting weights", "initial")),
+    Item("24", "Model", "How the parameters were initialised", (), ("starting weights",)),
     Item("25", "Training", "Training approach: augmentation, hyperparameters", (), ("training",)),
-    Item("26", "Training", "How the final model was selected", (), ("best epoch", "selection", "stopping")),
+    Item("26", "Training", "How the final model was selected", (), ("epochs",)),
     Item("27", "Training", "Ensembling", (), ("ensemble",)),
     Item("28", "Evaluation", "Measures of performance", ("measures",)),
     Item("29", "Evaluation", "Statistical uncertainty", ("intervals",)),
@@ -133,7 +131,7 @@ CLAIM_2024: Final = (
         "Other information",
         "Availability of software, model and data",
         (),
-        ("sha256", "fingerprint"),
+        ("sha-256", "model file", "digest of the data"),
         lacks="where",
     ),
     Item("44", "Other information", "Funding, and the role of who gave it"),
@@ -177,9 +175,7 @@ TRIPOD_AI: Final = (
     Item("12e", "Analysis", "Measures of performance and plots", ("measures", "intervals")),
     Item("12f", "Analysis", "Updating or recalibration", (), ("temperature",)),
     Item("12g", "Analysis", "How predictions were computed in evaluation", ("output",)),
-    Item(
-        "13", "Class imbalance", "Methods against imbalance, and recalibration after", (), ("imbalance", "class weight")
-    ),
+    Item("13", "Class imbalance", "Methods against imbalance, and recalibration after", (), ("loss",)),
     Item("14", "Fairness", "What was done for fairness between groups"),
     Item("15", "Model output", "What comes out, and how a threshold was chosen", ("output", "threshold")),
     Item(
@@ -190,7 +186,7 @@ TRIPOD_AI: Final = (
     Item("18b", "Open science", "Conflicts of interest"),
     Item("18c", "Open science", "Protocol"),
     Item("18d", "Open science", "Registration"),
-    Item("18e", "Open science", "Availability of the data", (), ("fingerprint",), lacks="where"),
+    Item("18e", "Open science", "Availability of the data", (), ("digest of the data",), lacks="where"),
     Item("18f", "Open science", "Availability of the code", (), ("software",), lacks="where"),
     Item("19", "Patient involvement", "How patients and the public took part"),
     Item("20a", "Participants", "Flow of participants, with and without the outcome", ("counts",), lacks="exclusions"),
@@ -198,7 +194,12 @@ TRIPOD_AI: Final = (
     Item("20c", "Participants", "Comparison of evaluation with development data"),
     Item("21", "Model development", "Participants and events in each analysis", ("counts",)),
     Item(
-        "22", "Model specification", "The full model, or how to obtain it", (), ("sha256", "model file"), lacks="access"
+        "22",
+        "Model specification",
+        "The full model, or how to get it",
+        (),
+        ("sha-256", "model file"),
+        lacks="access",
     ),
     Item(
         "23a",

@@ -36,7 +36,8 @@ class ReportContext:
         notes: Sentences that a reader must see first, after what the report itself says of phantoms.
         phantoms: How many of the pictures are synthetic.
         patients_known: Whether it was said who is on which picture; otherwise each is a patient of its own.
-        training_known: Of a saved model: whether it lists the pictures that had a part in it, and none is here.
+        training_known: Whether it is known which pictures had a part in the saved model, or in the weights that a
+            cross-validation began with, and none of them is here.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
     """

@@ -1,7 +1,6 @@
 """A saved model on a data set that it has not seen: predictions and the report."""
 
 import platform
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +16,7 @@ from panoramic.manifest import Manifest
 from panoramic.preprocess import normalise
 from panoramic.runtime import Runtime
 from training.data.cache import PictureCache, Prepared
-from training.data.dataset import Dataset, Picture, find_dataset
+from training.data.dataset import Dataset, dataset_digest, find_dataset
 from training.data.folds import draw_folds, patient_groups
 from training.data.origin import count_left_out, count_phantoms, listed
 from training.data.patients import PatientRule
@@ -27,9 +26,8 @@ from training.explain.maps import explain_picture
 from training.explain.new_folder import check_new, new_folder
 from training.predictions import Predictions, write_predictions
 from training.report.bootstrap import RESAMPLES
-from training.report.cases import NAME_DIGITS
 from training.report.page import HTML_NAME, CaseImages, ReportContext, write_report
-from training.report.statements import synthetic
+from training.report.statements import repeated, synthetic
 
 PREDICTIONS_NAME: Final = "predictions.csv"
 
@@ -130,7 +128,7 @@ def evaluate(
         notes=[*_notes(manifest, prepared, wanted), *shortcut_note],
         phantoms=phantoms,
         patients_known=wanted.patients is not None,
-        training_known=bool(manifest.trained_on),
+        training_known=manifest.training_known,
         seed=wanted.seed,
         resamples=wanted.resamples,
     )
@@ -210,27 +208,22 @@ def _shortcuts(
 
 def _notes(manifest: Manifest, prepared: Sequence[Prepared], wanted: Evaluation) -> list[str]:
     notes = [f"The model says of itself: {code.replace('_', ' ')}." for code in manifest.notices]
-    if not manifest.trained_on:
+    if not manifest.training_known:
+        unknown = (
+            "what the weights were trained on that its training began with"
+            if manifest.trained_on
+            else ("what it was trained on")
+        )
         notes.append(
-            "The model does not say what it was trained on, so it could not be checked that these pictures are new "
-            "to it. If they are not, the numbers below mean nothing."
+            f"The model does not say {unknown}, so it could not be checked that these pictures are new to it. If they "
+            "are not, the numbers below mean nothing."
         )
     if wanted.patients is None:
         notes.append(
             "No patients were named, so each picture counts as a patient of its own. If some patients have several "
             "pictures, the intervals are too narrow: give --patients."
         )
-    same: dict[str, list[Picture]] = defaultdict(list)
-    for one in prepared:
-        same[one.digest].append(one.picture)
-    repeated = {digest: pictures for digest, pictures in same.items() if len(pictures) > 1}
-    if repeated:
-        torn = [digest for digest, found in repeated.items() if len({one.class_index for one in found}) > 1]
-        listed = ", ".join(digest[:NAME_DIGITS] for digest in list(repeated)[:12])
-        notes.append(
-            f"Pictures that are in the data set more than once: {len(repeated)} ({listed}); in more than one class: "
-            f"{len(torn)}. Each copy was counted, and the patients of identical pictures counted as one."
-        )
+    notes += repeated([one.digest for one in prepared], [one.picture.class_index for one in prepared])
     return notes
 
 
@@ -251,18 +244,20 @@ def _facts(
         "Patients": str(len(set(groups))) if wanted.patients else "unknown; each picture was counted as one of its own",
         "Size": f"height {min(heights)} to {max(heights)} px, width {min(widths)} to {max(widths)} px",
         "Folders left out": listed(count_left_out(dataset)),
+        "Digest of the data": dataset_digest(
+            (dataset.classes[one.picture.class_index].name, one.digest) for one in prepared
+        ),
     }
     model = {
         "Name and version": f"{manifest.name} {manifest.version}",
         "Network": manifest.network,
+        "Ensemble": f"the mean of the logits of {manifest.members} networks" if manifest.members > 1 else "none",
         "View": manifest.view.value,
         "Input size": f"{manifest.input_size[0]} × {manifest.input_size[1]} px (height × width)",
         "Preprocessing": manifest.preprocessing,
         "Threshold": f"{manifest.threshold:g}",
         "Temperature": f"{manifest.temperature:g}",
-        "Trained on": f"{len(manifest.trained_on)} pictures, none of them here with identical pixels"
-        if manifest.trained_on
-        else "not recorded",
+        "Trained on": _trained_on(manifest),
         "Training data": manifest.training_data,
         "Intended use": manifest.intended_use,
         "SHA-256 of the weights": manifest.sha256,
@@ -272,6 +267,13 @@ def _facts(
         software["Made at"] = wanted.made_at
     sections = {"Data": data, "Model": model, "Software": software}
     return {name: {row: text for row, text in rows.items() if text} for name, rows in sections.items()}
+
+
+def _trained_on(manifest: Manifest) -> str:
+    if not manifest.trained_on:
+        return "not recorded"
+    others = "" if manifest.trained_on_is_whole else "; on others before, which are not recorded"
+    return f"{len(manifest.trained_on)} pictures, none of them here with identical pixels{others}"
 
 
 def now() -> str:

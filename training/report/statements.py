@@ -1,10 +1,13 @@
 """Sentences that a report can say of itself: how it was done, what came out, and what it cannot tell."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 from panoramic.preprocess import BALL_RADIUS_PX
 from training.predictions import Predictions
 from training.report.bootstrap import LEVEL, Assessment, Estimate
+from training.report.cases import NAME_DIGITS
 from training.report.context import ReportContext
 
 #: Decimals of numbers in report.json: more than any sample supports, fewer than the order of a sum can change.
@@ -49,6 +52,28 @@ def synthetic(phantoms: int, *, pictures: int) -> str:
     return f"{share} {pictures} pictures are synthetic radiographs (phantoms), drawn by a program"
 
 
+def repeated(digests: Sequence[str], class_indices: Sequence[int]) -> list[str]:
+    """A sentence on pictures that are there more than once, if any are.
+
+    Args:
+        digests: (N,) `panoramic.radiograph.pixel_digest` of each picture.
+        class_indices: (N,) of the class in which it was filed.
+    """
+    found: dict[str, list[int]] = defaultdict(list)
+    for digest, class_index in zip(digests, class_indices, strict=True):
+        found[digest].append(class_index)
+    several = {digest: classes for digest, classes in found.items() if len(classes) > 1}
+    if not several:
+        return []
+    torn = sum(len(set(classes)) > 1 for classes in several.values())
+    listed = ", ".join(digest[:NAME_DIGITS] for digest in list(several)[:12])
+    sentence = (
+        f"Pictures that are in the data set more than once: {len(several)} ({listed}); in more than one class: {torn}. "
+        "Each copy was counted, and the patients of identical pictures counted as one."
+    )
+    return [sentence]
+
+
 def pictures_of_patients(pictures: int, patients: int, *, known: bool) -> str:
     """How many pictures of how many patients, where that is known."""
     if known:
@@ -60,7 +85,8 @@ def lacking(assessment: Assessment, context: ReportContext) -> dict[str, str]:
     """By name of a statement, what the authors must add since the program was not told."""
     who = "" if context.patients_known else "who is on which picture"
     crossed = len(assessment.folds) > 1
-    seen = "" if crossed or context.training_known else "what the model was trained on"
+    trained = "starting weights were" if crossed else "model was"
+    seen = "" if context.training_known else f"what the {trained} trained on"
     return {"partitions": "; ".join(filter(None, (seen, who))), "disjoint": who, "counts": who, "size": who}
 
 
@@ -124,6 +150,11 @@ def statements(assessment: Assessment, predictions: Predictions, context: Report
 
 
 def _partitions(context: ReportContext, *, n_folds: int) -> str:
+    if n_folds > 1 and not context.training_known:
+        return (
+            f"{n_folds} folds; each picture was judged once, by a network that was not trained on it in this run. "
+            "Whether its starting weights had seen it is unknown: they do not say what they were trained on."
+        )
     if n_folds > 1 and context.patients_known:
         return f"{n_folds} folds; each picture was judged once, by a network that had not seen its patient."
     if n_folds > 1:
