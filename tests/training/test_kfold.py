@@ -501,7 +501,7 @@ def test_nothing_is_claimed_of_patients_who_were_not_named_and_a_copy_is_no_pati
         r"Pictures that are in the data set more than once: 1 \(.{8}\); in more than one class: 1\.", notes
     )
     # Nor of pictures that the starting weights may have seen, and so of whatever comes of them.
-    assert re.search(r"found\.pth \(found .+\) do not say what they were trained on", notes)
+    assert "The starting weights (found.pth) do not say what they were trained on" in notes
     assert "Whether its starting weights had seen it is unknown" in claim["19"]["answer"]
     assert claim["19"]["lacks"] == "what the starting weights were trained on; who is on which picture"
     final = load_model(make_final(run, None, options=FinalOptions(How.ENSEMBLE))).manifest

@@ -27,6 +27,8 @@ _OTHERS_VALIDATION = (
     "model. Check its calibration on pictures of your own before relying on a probability."
 )
 _PHANTOMS = "Trained on phantoms: synthetic pictures of known truth. Its figures say nothing of patients."
+#: Rows that speak of the networks of the cross-validation and not of this one.
+_OF_THE_FOLDS = ("Model files", "Ensemble")
 
 
 def card_facts(
@@ -72,12 +74,15 @@ def _facts(
         if known
         else "had not seen it; whether it had seen other pictures of the same patient is unknown"
     )
+    if not report["training_known"]:
+        unseen = "was not trained on it in that run; whether its starting weights had seen it is unknown"
+    model = {row: text for row, text in report["facts"]["Model"].items() if row not in _OF_THE_FOLDS}
     intervals = report["intervals"]
     caveats = [_TOGETHER if ensemble else _RETRAINED, _OTHERS_VALIDATION]
     return CardFacts(
         commands=[*commands[:-1], record.command, *commands[-1:]],
         training_data=report["facts"]["Data"],
-        training=report["facts"]["Model"] | report["facts"]["Training"],
+        training=model | report["facts"]["Training"],
         evaluation_data=[
             (
                 f"{record.config.folds}-fold cross-validation on {record.dataset}"

@@ -220,15 +220,16 @@ def _notes(prepared: Sequence[Prepared], config: TrainingConfig, starting: Start
             "No patients were named, so each picture counts as a patient of its own. If some patients have several "
             "pictures, the results are too good: give --patients."
         )
+    weights = Path(config.weights).name
     if not starting.history_known:
         notes.append(
-            f"The starting weights {starting.origin} do not say what they were trained on, so it could not be checked "
-            "that these pictures are new to them. If they are not, the results are too good."
+            f"The starting weights ({weights}) do not say what they were trained on, so it could not be checked that "
+            "these pictures are new to them. If they are not, the results are too good."
         )
     elif starting.trained_on:
         notes.append(
-            f"The starting weights {starting.origin} were trained on no picture with the same pixels; whether they had "
-            "seen others of the same patients cannot be told."
+            f"The starting weights ({weights}) were trained on no picture with the same pixels; whether they had seen "
+            "others of the same patients cannot be told."
         )
     notes += repeated(_digests(prepared), [item.picture.class_index for item in prepared])
     united = united_patients([item.picture.patient for item in prepared], _digests(prepared))

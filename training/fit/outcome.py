@@ -111,6 +111,7 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
     if record.phantoms:
         origin["Synthetic pictures"] = synthetic(record.phantoms, pictures=len(predictions.names))
     fixed = parse_rule(config.threshold_rule)[0] == "fixed"
+    steered = "stopping and best epoch" if fixed else "stopping, best epoch and threshold"
     grouped = "grouped by patient" if config.patients else "each picture counted as a patient of its own"
     return {
         "Data": {
@@ -139,8 +140,7 @@ def _facts(run: RunFolder, record: RunRecord, predictions: Predictions) -> dict[
         },
         "Training": {
             "Design": f"{config.folds}-fold cross-validation, stratified by class, {grouped}; inside each fold a "
-            f"validation part steers learning rate, stopping and best epoch{'' if fixed else ', and the threshold'}; "
-            "the test part is judged once",
+            f"validation part steers learning rate, {steered}; the test part is judged once",
             "Optimiser": f"Adam, learning rate {config.learning_rate:g}, multiplied by {PLATEAU_FACTOR:g} after more "
             f"than {PLATEAU_PATIENCE} epochs without a lower validation loss",
             "Loss": "cross-entropy, "

@@ -99,6 +99,7 @@ def report_numbers(
         "phantoms": context.phantoms,
         "patients": assessment.patients,
         "patients_known": context.patients_known,
+        "training_known": context.training_known,
         "pictures_by_class": {
             cls.name: int((judged.truths == index).sum()) for index, cls in enumerate(predictions.classes)
         },
