@@ -227,7 +227,7 @@ class Ledger:
             raise _lost(claim)
 
     def release(self, claim: Claim, *, pause_s: float = 0.0, counted: bool = False) -> bool:
-        """Give a claimed job back to the queue, before those that nobody has claimed yet.
+        """Give a claimed job back to the queue, from which it is announced as urgent.
 
         Args:
             claim: The job in hand.

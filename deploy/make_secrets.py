@@ -26,7 +26,7 @@ import secrets
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 HERE = Path(__file__).resolve().parent
 CLIENTS = ("producer", "worker", "monitor")
@@ -101,12 +101,33 @@ def url(user: str, password: str, options: argparse.Namespace) -> str:
     return f"rediss://{where}?{urlencode({'ssl_cert_reqs': 'required', **paths}, safe='/')}"
 
 
+def infer(folder: Path) -> dict[str, str | int | bool]:
+    """What an earlier version was told, which kept no note of it: from what it wrote."""
+    try:
+        parts = urlsplit((folder / "worker.url").read_text(encoding="utf-8").strip())
+        access_list = (folder / "users.acl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    certificate = parse_qs(parts.query).get("ssl_ca_certs", [""])[0]
+    prefix = re.search(rf"~({PREFIX_PATTERN}):job:", access_list)
+    return {
+        "host": parts.hostname or DEFAULTS["host"],
+        "port": parts.port or DEFAULTS["port"],
+        "prefix": prefix[1] if prefix else DEFAULTS["prefix"],
+        "tls": certificate.rpartition("/")[0],
+        "redis_7_0": UNKNOWN_TO_REDIS_7_0 not in access_list,
+    }
+
+
 def recall(options: argparse.Namespace) -> None:
     """Fill in what was not said this time: as it was said last, or else the default."""
+    path = options.folder / "options.json"
     try:
-        before = json.loads((options.folder / "options.json").read_text(encoding="utf-8"))
+        before = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        before = {}
+        before = infer(options.folder)
+    except ValueError:
+        sys.exit(f"make_secrets: {path} is damaged; remove it, and give --host, --port, --prefix and --tls again")
     for name, default in DEFAULTS.items():
         if getattr(options, name) is None:
             setattr(options, name, before.get(name, default))

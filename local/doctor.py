@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,7 +111,7 @@ def check_model(model: Path | None) -> Finding:
     if read.returncode == 0:
         return Finding("Model", Verdict.OK, read.stdout.strip())
     if read.returncode != MODEL_UNUSABLE:
-        if model is None:
+        if model is None and find_spec("torch") is None:
             return Finding("Model", Verdict.OK, "no worker is installed here")
         return Finding("Model", Verdict.WARN, f"{shown}: not known", "Install what workers need: `osteopan[worker]`")
     return Finding(

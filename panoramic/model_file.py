@@ -225,7 +225,13 @@ def _predecessor_manifest(tensors: Mapping[str, torch.Tensor], *, name: str, vie
         )
     input_size = default_input_size(view, network)
     description = ModelDescription(
-        name=name, version="0", network=network, outputs=outputs, view=view, input_size=input_size
+        name=name,
+        version="0",
+        network=network,
+        outputs=outputs,
+        view=view,
+        input_size=input_size,
+        trained_on_is_whole=False,
     )
     _check(description, tensors)
     return Manifest(**description.model_dump(), sha256=digest_of(tensors))

@@ -156,6 +156,8 @@ def overlay_png(
 def _blend(
     pixels: NDArray[np.uint8], strength: NDArray[np.uint8], colours: NDArray[np.uint8], *, out: NDArray[np.uint8]
 ) -> None:
+    if pixels.shape != strength.shape:
+        raise ValueError(f"pixels have shape {pixels.shape} and strength {strength.shape}; they must be the same")
     # Every pair (strength, grey) has one colour, so 65,536 of them are mixed once, and the picture only looks them up.
     opacity = (np.arange(256, dtype=np.float32) / 255 * MAX_OPACITY)[:, None, None]
     grey = np.arange(256, dtype=np.float32)[None, :, None]

@@ -38,5 +38,6 @@ class Runtime(ABC):
 
         Raises:
             ValueError: The batch is not of the model's input size, or not of finite float32.
-            PanoramicError: The network put out something infinite or not a number, or the library failed.
+            PanoramicError: The network put out something infinite or not a number, or there is no room for the batch.
+            Exception: Whatever else the library raises when it or the device fails: the next batch would fail as well.
         """

@@ -125,12 +125,14 @@ class Line:
         taking_until = time.monotonic() + (TAKING_S if first.claim.attempts == 1 else 0)
         try:
             self._run(taking_until)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - see below
             # Jobs fail in `_guard`; this is the engine's own fault, and would be the next job's too.
             kind = type(error).__name__
             logger.critical("engine_failed", error=kind, at=_where(error))
-            self._abandon(kind)
-            raise EngineLostError(f"the engine failed ({kind})") from error
+            try:
+                self._abandon(kind)
+            finally:  # whatever this meets, as the time limit
+                raise EngineLostError(f"the engine failed ({kind})") from error
         _, hanging = wait(self._left_reading, self._readers_left_s)
         self._left_reading = []
         if hanging:

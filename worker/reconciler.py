@@ -107,7 +107,7 @@ class Reconciler:
             self._offset = self._offset + BATCH if len(waiting) == BATCH else 0
             priorities = self._priorities([job_id for job_id, _ in waiting])
             heads = {priority: self._age_of_head(queue) for priority, queue in QUEUE_OF_PRIORITY.items()}
-        # A job that has lost its worker, or was given back, has waited once already: it goes before all others.
+        # A job that has lost its worker, or was given back, has waited once already: it is announced as urgent.
         forgotten = dict.fromkeys([*expired, *returned], Priority.URGENT)
         forgotten = {
             job_id: priorities[job_id] for job_id, since in waiting if since < heads[priorities[job_id]] - GRACE_MS
@@ -119,7 +119,7 @@ class Reconciler:
             for job_id in forgotten:
                 # Only where the job still is: it may have moved on meanwhile.
                 pipeline.zadd(keys.running, {job_id: now + PATIENCE_MS}, xx=True, gt=True)
-                pipeline.zadd(keys.returned, {job_id: now + PATIENCE_MS}, xx=True, gt=True)
+                pipeline.zrem(keys.returned, job_id)  # should this message be lost, its queue will pass it over
                 pipeline.zadd(keys.queued, {job_id: now + PATIENCE_MS - GRACE_MS}, xx=True, gt=True)
             pipeline.execute()
         return list(forgotten)

@@ -3,6 +3,8 @@
 -- KEYS job, queued, running, returned  ARGV id, worker, lease_ms, max_attempts, nonce
 -- Returns claimed | exhausted with token, attempts, request, submitted_ms, now, pictures; or the state; or unknown.
 -- An exhausted job is handed out once more, to be ended rather than run.
+-- First, whatever comes: who may not do this has changed nothing yet, and what has ended is announced no more.
+redis.call('ZREM', KEYS[4], ARGV[1])
 local job = redis.call('HMGET', KEYS[1], 'state', 'lease_until_ms', 'attempts', 'request', 'submitted_ms', 'pictures',
   'nonce', 'token', 'stage')
 if not job[1] then
@@ -26,7 +28,6 @@ elseif job[1] == 'queued' or (job[1] == 'running' and tonumber(job[2]) <= now) t
   redis.call('HSET', KEYS[1], 'state', 'running', 'worker', ARGV[2], 'nonce', ARGV[5],
     'stage', outcome == 'exhausted' and outcome or 'read')
   redis.call('ZREM', KEYS[2], ARGV[1])
-  redis.call('ZREM', KEYS[4], ARGV[1])
 else
   return { job[1] }
 end

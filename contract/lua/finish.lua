@@ -17,6 +17,7 @@ elseif job[1] ~= 'running' then
   -- The same holder says it again, because the first answer never reached it; or it gave the job back.
   return job[1] == 'queued' and 'lost' or 'finished'
 end
+redis.call('ZREM', KEYS[8], ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local ttl = tonumber(ARGV[5])
@@ -26,7 +27,6 @@ redis.call('HSET', KEYS[1], 'state', ARGV[3], 'finished_ms', now, 'stage', '')
 redis.call('HDEL', KEYS[1], 'pictures', 'nonce')
 redis.call('ZREM', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('ZREM', KEYS[8], ARGV[1])
 if ARGV[3] == 'dead' then
   -- A job given up waits for a person, however long that takes.
   redis.call('ZADD', KEYS[5], now, ARGV[1])

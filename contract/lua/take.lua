@@ -29,15 +29,16 @@ for queue = 1, 2 do
     if job[1] == 'running' and tonumber(job[6]) <= now then
       return taken
     end
+    if job[1] == 'queued' and (job[2] ~= '0' or job[3]) then
+      return taken
+    end
+    -- Before anything is changed: a worker that may not do this must not leave a job half taken.
+    redis.call('ZREM', KEYS[5], headers.id)
     if job[1] == 'queued' then
-      if job[2] ~= '0' or job[3] then
-        return taken
-      end
       local token = redis.call('HINCRBY', key, 'token', 1)
       redis.call('HSET', key, 'state', 'running', 'worker', ARGV[3], 'stage', 'read', 'nonce', ARGV[6],
         'attempts', 1, 'lease_until_ms', lease_until)
       redis.call('ZREM', KEYS[3], headers.id)
-      redis.call('ZREM', KEYS[5], headers.id)
       redis.call('ZADD', KEYS[4], lease_until, headers.id)
       taken[#taken + 1] = { headers.id, tostring(token), '1', job[4], job[5], tostring(now) }
     end

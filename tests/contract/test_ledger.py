@@ -349,6 +349,11 @@ def test_a_job_given_back_is_marked_to_be_announced_until_somebody_has_it(ledger
     ledger.cancel("b")
     assert ledger.end_cancelled() == ["b"]
     assert ledger.client.zcard(ledger.keys.returned) == 0
+    # A worker of an earlier version ends a job and leaves it there: the message that this brings about is the last.
+    ledger.client.zadd(ledger.keys.returned, {"b": 1, "never-known": 1})
+    assert ledger.claim("b", "w2") is JobState.CANCELLED
+    assert ledger.claim("never-known", "w2") is None
+    assert ledger.client.zcard(ledger.keys.returned) == 0
 
 
 @pytest.mark.parametrize("beyond_bytes", [20_000, -200_000])
@@ -377,6 +382,46 @@ def test_a_full_redis_takes_no_job_and_lets_those_that_it_has_come_to_their_end(
     finally:
         ledger.client.config_set("maxmemory", 0)
     assert ledger.submit(REQUEST.model_copy(update={"job_id": "e"})).created
+
+
+def test_a_redis_with_room_takes_jobs_and_so_does_one_that_may_not_be_asked(ledger: Ledger, settings: Settings) -> None:
+    client = ledger.client
+    client.config_set("maxmemory", 2 * client.info("memory")["used_memory"])
+    client.execute_command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "+@all", "-info")
+    try:
+        assert ledger.submit(REQUEST).created
+        connection = client.connection_pool.connection_kwargs
+        with redis.Redis(
+            host=connection["host"], port=connection["port"], username="mute", password="secret", decode_responses=True
+        ) as mute:
+            assert Ledger(mute, settings).submit(REQUEST.model_copy(update={"job_id": "b"})).created
+    finally:
+        client.config_set("maxmemory", 0)
+        client.execute_command("ACL", "DELUSER", "mute")
+
+
+def test_a_worker_that_may_not_know_of_returned_jobs_takes_none_by_halves(ledger: Ledger, settings: Settings) -> None:
+    """As with an access list that an earlier version made: it is refused, and the jobs wait for another."""
+    client = ledger.client
+    client.execute_command(
+        *("ACL", "SETUSER", "old", "on", ">secret", "+@all"),
+        *(f"~{settings.key_prefix}:{key}" for key in ("job:*", "queued", "running", "celery:*", "result*", "finished")),
+    )
+    ledger.submit(REQUEST)
+    wake_worker(make_app(settings), "a", Priority.ROUTINE)
+    connection = client.connection_pool.connection_kwargs
+    try:
+        with redis.Redis(
+            host=connection["host"], port=connection["port"], username="old", password="secret", decode_responses=True
+        ) as old:
+            hindered = Ledger(old, settings)
+            for take in (lambda: hindered.take("w1", count=1), lambda: hindered.claim("a", "w1")):
+                with pytest.raises(BrokerUnavailableError):
+                    take()
+    finally:
+        client.execute_command("ACL", "DELUSER", "old")
+    assert ledger.status("a").state is JobState.QUEUED
+    assert [claim.job_id for claim in ledger.take("w2", count=1)] == ["a"]
 
 
 def test_a_key_is_held_by_one_at_a_time(ledger: Ledger) -> None:

@@ -275,7 +275,11 @@ def test_what_was_said_of_redis_holds_until_it_is_said_otherwise(tmp_path: Path)
 
     first = make("--host", "redis.example.org", "--tls", "/run/tls", "--prefix", "clinic-2", "--redis-7.0")
     assert "@redis.example.org:6379/0?ssl_cert_reqs=required" in first
+    access_list = (tmp_path / "secrets" / "users.acl").read_text()
     assert make() == first
+    (tmp_path / "secrets" / "options.json").unlink()  # an earlier version kept none
+    assert make() == first
+    assert (tmp_path / "secrets" / "users.acl").read_text() == access_list
     assert make("--tls", "", "--port", "6380").endswith("@redis.example.org:6380/0\n")
     access_list = (tmp_path / "secrets" / "users.acl").read_text()
     assert "~clinic-2:job:*" in access_list

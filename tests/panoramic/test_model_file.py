@@ -294,6 +294,7 @@ def test_the_predecessors_files_get_the_manifest_they_imply(tmp_path: Path, outp
         view=View.FULL,
         input_size=(449, 954),
         threshold=0.5,
+        trained_on_is_whole=False,
         intended_use="For research use only. Not a medical device; not for diagnosis, triage or treatment.",
         sha256=independent_digest(weights),
     )

@@ -128,3 +128,10 @@ def test_pictures_carry_no_metadata() -> None:
         overlay_png(pixels, pixels, colormap=Colormap.HOT, caption=CAPTION),
     ):
         assert decode(png).info == {}
+
+
+def test_a_map_of_another_size_is_refused() -> None:
+    caption = Caption("a", "b", probability=0.5, threshold=0.5, model="m", layer="l")
+    pixels, strength = np.zeros((60, 100), np.uint8), np.zeros((61, 100), np.uint8)
+    with pytest.raises(ValueError, match=r"pixels have shape \(60, 100\) and strength \(61, 100\)"):
+        overlay_png(pixels, strength, colormap=Colormap.INFERNO, caption=caption)

@@ -168,8 +168,9 @@ def finished(
         "Software": {"torch": torch.__version__},
     }
     context = ReportContext(
-        "A run", facts, threshold_rule="youden", notes=("A note | for <all>.",), patients_known=True, resamples=50
-    )
+        "A run", facts, threshold_rule="youden", notes=("A note | for <all>.",), patients_known=True,
+        training_known=True, resamples=50,
+    )  # fmt: skip
     write_report(run.path, together, context=context)
     return run.path
 
@@ -311,7 +312,7 @@ def test_without_patients_the_card_claims_no_separation_by_patient(run: RunFolde
     assert "8 pictures (each counted as a patient of its own; patients unknown) (4 C1, 4 C3), each judged once" in card
     assert "whether it had seen other pictures of the same patient is unknown" in card
     assert "of 8 patients" not in card
-    assert "had seen no picture of its patient" not in card
+    assert "had not seen its patient" not in card
 
 
 def test_the_card_has_the_reports_numbers_and_the_commands(run: RunFolder, tmp_path: Path) -> None:

@@ -502,7 +502,7 @@ def test_nothing_is_claimed_of_patients_who_were_not_named_and_a_copy_is_no_pati
     )
     # Nor of pictures that the starting weights may have seen, and so of whatever comes of them.
     assert "The starting weights (found.pth) do not say what they were trained on" in notes
-    assert "Whether its starting weights had seen it is unknown" in claim["19"]["answer"]
+    assert "whether its starting weights had seen it is unknown" in claim["19"]["answer"]
     assert claim["19"]["lacks"] == "what the starting weights were trained on; who is on which picture"
     final = load_model(make_final(run, None, options=FinalOptions(How.ENSEMBLE))).manifest
     assert [bool(one.trained_on) for one in (manifest, final)] == [True, True]

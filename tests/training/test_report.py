@@ -300,6 +300,11 @@ def test_cross_validation_from_unknown_weights_claims_no_unseen_pictures(tmp_pat
         )
         assert lacks == (None if known else "what the starting weights were trained on")
         assert ("had not seen its patient" in text) == known
+    _, numbers = written(tmp_path, predictions(), context(pretrained=True))
+    answer, _ = answers(numbers)["19"]
+    assert answer is not None
+    assert "other pictures of the same patient cannot be told" in answer
+    assert "had not seen its patient" not in answer
 
 
 def test_saved_model_claims_no_more_than_digests_can_tell(tmp_path: Path) -> None:

@@ -244,6 +244,13 @@ def test_queue_and_jobs_are_counted_by_priority(ledger: Ledger, settings: Settin
     assert snapshot.oldest_age_s[Priority.URGENT] == pytest.approx(50, abs=5)
     assert not take_snapshot(ledger, "another").ready
 
+    assert snapshot.memory_share == 0, "no limit is set"
+    ledger.client.config_set("maxmemory", 2 * ledger.client.info("memory")["used_memory"])
+    try:
+        assert take_snapshot(ledger, "node").memory_share == pytest.approx(0.5, abs=0.1)
+    finally:
+        ledger.client.config_set("maxmemory", 0)
+
 
 def test_an_urgent_job_behind_many_routine_ones_is_seen(ledger: Ledger, settings: Settings) -> None:
     for _ in range(120):

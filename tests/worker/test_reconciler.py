@@ -67,8 +67,7 @@ def test_a_job_given_back_goes_before_all_that_wait(ledger: Ledger, app: celery.
     time.sleep(0.3)
     assert reconciler.scan() == ["job-1"]
     assert messages(ledger, "osteopan.urgent") == ["job-0", "job-1"]
-    assert isinstance(ledger.claim("job-0", "next"), Claim)
-    assert ledger.client.zrange(ledger.keys.returned, 0, -1) == ["job-1"]
+    assert ledger.client.zcard(ledger.keys.returned) == 0, "once is enough: a lost message is found as any other is"
 
 
 def test_a_young_job_is_left_alone(ledger: Ledger, reconciler: Reconciler) -> None:

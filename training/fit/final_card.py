@@ -11,7 +11,7 @@ from training.fit.run_folder import RunFolder
 from training.report.bootstrap import Estimate
 from training.report.metrics import ALL_CLASS_MEASURES, MEASURES
 from training.report.page import JSON_NAME
-from training.report.statements import pictures_of_patients, with_interval
+from training.report.statements import pictures_of_patients, unseen_by_network, with_interval
 
 _RETRAINED = (
     "The figures are of the folds' networks, each trained on a part of the pictures. The network in this file was "
@@ -69,13 +69,9 @@ def _facts(
     by_class = ", ".join(f"{count} {name}" for name, count in report["pictures_by_class"].items())
     known = bool(record.config.patients)
     of_patients = pictures_of_patients(report["pictures"], report["patients"], known=known)
-    unseen = (
-        "had seen no picture of its patient"
-        if known
-        else "had not seen it; whether it had seen other pictures of the same patient is unknown"
+    unseen = unseen_by_network(
+        patients_known=known, training_known=report["training_known"], pretrained=report["pretrained"]
     )
-    if not report["training_known"]:
-        unseen = "was not trained on it in that run; whether its starting weights had seen it is unknown"
     model = {row: text for row, text in report["facts"]["Model"].items() if row not in _OF_THE_FOLDS}
     intervals = report["intervals"]
     caveats = [_TOGETHER if ensemble else _RETRAINED, _OTHERS_VALIDATION]

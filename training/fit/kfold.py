@@ -124,7 +124,7 @@ def kfold(
                     f"{len(fold.validation)} to steer by, {len(fold.test)} to test on"
                 )
                 run_fold(plan, fold)
-        finish_run(run, prepared, history_known=starting.history_known, notes=notes)
+        finish_run(run, prepared, starting=starting, notes=notes)
     return run.path
 
 

@@ -20,6 +20,7 @@ from training.files import write_whole
 from training.fit.module import PLATEAU_FACTOR, PLATEAU_PATIENCE
 from training.fit.run_folder import PREDICTIONS, RunFolder, RunRecord
 from training.fit.stats import pairs_json, stats_text
+from training.fit.weights import StartingWeights
 from training.predictions import Predictions, write_predictions
 from training.report.context import CaseImages, ReportContext
 from training.report.metrics import parse_rule
@@ -27,13 +28,15 @@ from training.report.page import write_report
 from training.report.statements import synthetic
 
 
-def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, history_known: bool, notes: Sequence[str] = ()) -> Path:
+def finish_run(
+    run: RunFolder, prepared: Sequence[Prepared], *, starting: StartingWeights, notes: Sequence[str] = ()
+) -> Path:
     """Write what follows from the folds, once all are done.
 
     Args:
         run: With all folds done.
         prepared: Of all pictures of the data set.
-        history_known: `training.fit.weights.StartingWeights.history_known`.
+        starting: What the folds began with.
         notes: Sentences that the report's reader must see first.
 
     Returns:
@@ -61,7 +64,8 @@ def finish_run(run: RunFolder, prepared: Sequence[Prepared], *, history_known: b
         notes=tuple(notes),
         phantoms=record.phantoms or 0,
         patients_known=bool(record.config.patients),
-        training_known=history_known,
+        training_known=starting.history_known,
+        pretrained=bool(starting.trained_on),
         seed=record.config.seed,
     )
     return write_report(run.path, predictions, context=context)

@@ -38,6 +38,7 @@ class ReportContext:
         patients_known: Whether it was said who is on which picture; otherwise each is a patient of its own.
         training_known: Whether it is known which pictures had a part in the saved model, or in the weights that a
             cross-validation began with, and none of them is here.
+        pretrained: Whether a cross-validation began with weights that had been trained on radiographs.
         seed: Of the bootstrap.
         resamples: Of the bootstrap.
     """
@@ -51,5 +52,6 @@ class ReportContext:
     phantoms: int = 0
     patients_known: bool = False
     training_known: bool = False
+    pretrained: bool = False
     seed: int = 0
     resamples: int = RESAMPLES

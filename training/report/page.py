@@ -100,6 +100,7 @@ def report_numbers(
         "patients": assessment.patients,
         "patients_known": context.patients_known,
         "training_known": context.training_known,
+        "pretrained": context.pretrained,
         "pictures_by_class": {
             cls.name: int((judged.truths == index).sum()) for index, cls in enumerate(predictions.classes)
         },

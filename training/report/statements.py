@@ -149,19 +149,34 @@ def statements(assessment: Assessment, predictions: Predictions, context: Report
     }
 
 
+def unseen_by_network(*, patients_known: bool, training_known: bool, pretrained: bool) -> str:
+    """What can be said of the network that judged a picture in a cross-validation; the end of a sentence.
+
+    Args:
+        patients_known: As in `ReportContext`, and so are the others.
+        training_known: Of the starting weights.
+        pretrained: Of the starting weights.
+    """
+    if not training_known:
+        return (
+            "was not trained on it in this run; whether its starting weights had seen it is unknown, since they do not "
+            "say what they were trained on"
+        )
+    if pretrained:
+        return (
+            "had not seen it; whether its starting weights had seen other pictures of the same patient cannot be told"
+        )
+    if patients_known:
+        return "had not seen its patient"
+    return "had not seen it; whether it had seen other pictures of the same patient is unknown"
+
+
 def _partitions(context: ReportContext, *, n_folds: int) -> str:
-    if n_folds > 1 and not context.training_known:
-        return (
-            f"{n_folds} folds; each picture was judged once, by a network that was not trained on it in this run. "
-            "Whether its starting weights had seen it is unknown: they do not say what they were trained on."
-        )
-    if n_folds > 1 and context.patients_known:
-        return f"{n_folds} folds; each picture was judged once, by a network that had not seen its patient."
     if n_folds > 1:
-        return (
-            f"{n_folds} folds; each picture was judged once, by a network that had not seen it. Whether it had seen "
-            "other pictures of the same patient is unknown."
+        unseen = unseen_by_network(
+            patients_known=context.patients_known, training_known=context.training_known, pretrained=context.pretrained
         )
+        return f"{n_folds} folds; each picture was judged once, by a network that {unseen}."
     if context.training_known:
         return (
             "No picture with identical pixels had a part in the model's training or in any choice; re-encoded or "
