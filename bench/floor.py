@@ -25,6 +25,7 @@ from panoramic.preprocess import BALL_RADIUS_PX, prepare
 from panoramic.rolling_ball import subtract_background, warm_up
 from panoramic.runtime_choice import LoadedRuntime, load_runtime
 from panoramic.runtime_info import Precision, RuntimeChoice
+from panoramic.runtime_native import NativeClassifier
 from panoramic.runtime_onnx import make_session
 
 #: The stages whose sum a job is compared with.
@@ -136,7 +137,9 @@ def _drawn(pixels: NDArray[np.uint8], answer: Classification) -> tuple[NDArray[n
 
 def _raw_forward(loaded: LoadedRuntime, batch: NDArray[np.float32], *, cache_dir: Path) -> Callable[[], object]:
     """The forward pass with its maps, as the node runs it: no checks, no answers, data in place."""
-    model, about = loaded.runtime.model, loaded.description
+    runtime, model, about = loaded.runtime, loaded.runtime.model, loaded.description
+    if isinstance(runtime, NativeClassifier):
+        return lambda: [runtime.explain(picture) for picture in batch]
     if about.name is RuntimeChoice.ONNX:
         graph = graph_of(model, cache_dir=cache_dir, runtime_version=onnxruntime.__version__)
         session = make_session(graph, threads=torch.get_num_threads())

@@ -130,7 +130,7 @@ class RuntimeReport(_Message):
     """What the weights were run by, and how far its answers were from the reference's when it was loaded.
 
     Attributes:
-        name: `onnx`, `pytorch` or `reference`.
+        name: `native`, `onnx`, `pytorch` or `reference`.
         library: Name and version.
         precision: `float32` or `float16`.
         device: `cpu` or `cuda:0`.

@@ -154,6 +154,11 @@ def split_members(state_dict: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, 
     return tuple(members[index] for index in range(len(members)))
 
 
+def members_of(net: EfficientNet | Ensemble) -> list[EfficientNet]:
+    """The networks that answer together: of a single one, itself."""
+    return list(net.members) if isinstance(net, Ensemble) else [net]
+
+
 def fuse_for_inference(net: EfficientNet | Ensemble) -> EfficientNet | Ensemble:
     """Make what `restore` gives faster: batch norms become part of their convolutions, swish runs in place.
 

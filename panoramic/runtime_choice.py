@@ -1,6 +1,6 @@
 """Choosing the fastest runtime whose answers are the reference's.
 
-Which is fastest is known from measurements (`panoramic.runtime_onnx` has them) and is not measured again at every
+Which is fastest is known from measurements (`panoramic.runtime_native` has them) and is not measured again at every
 start: a node whose answers came now from one library and now from another, as its load would have it, could not be
 reproduced. Whether a runtime's answers are right is tried at every start, on that machine, with that model.
 """
@@ -22,10 +22,21 @@ from panoramic.model_file import Model
 from panoramic.probe import probe_batch
 from panoramic.runtime import Runtime
 from panoramic.runtime_info import Precision, RuntimeChoice, RuntimeInfo
+from panoramic.runtime_native import NativeClassifier
 from panoramic.runtime_torch import Classifier, FusedClassifier, check_device
 
 #: How far a probability may be from the reference's.
 MAX_PROBABILITY_DIFFERENCE: Final = 1e-3
+
+_CPU_ONLY: Final = frozenset({RuntimeChoice.NATIVE, RuntimeChoice.ONNX})
+
+#: The package whose version is told with a runtime's name.
+_PACKAGES: Final = {
+    RuntimeChoice.NATIVE: "numba",
+    RuntimeChoice.ONNX: "onnxruntime",
+    RuntimeChoice.PYTORCH: "torch",
+    RuntimeChoice.REFERENCE: "torch",
+}
 
 #: How far a place of a map may be from the reference's, as a share of the range of the reference's map.
 MAX_MAP_DIFFERENCE: Final = 1e-2
@@ -85,8 +96,8 @@ def load_runtime(
         device: ``cpu``, ``cuda`` or ``cuda:0`` and so on.
         runtime: What to try. Whatever it is, it may end with the reference.
         precision: What to try. float16 may end with float32.
-        threads: CPU threads of ONNX Runtime; 0 for as many as PyTorch uses. PyTorch's own are set for the whole process
-            with ``torch.set_num_threads``.
+        threads: CPU threads of our kernels and of ONNX Runtime; 0 for as many as PyTorch uses. PyTorch's own are set
+            for the whole process with ``torch.set_num_threads``.
 
     Returns:
         The runtime and what it is. Where `RuntimeInfo.fallback_reason` is not None, warn of it.
@@ -164,13 +175,19 @@ def _candidates(
 ) -> Iterator[_Candidate]:
     """What to try, fastest first; all but the reference on the CPU."""
     on_cpu = device == "cpu"
-    if runtime is RuntimeChoice.ONNX and not on_cpu:
-        raise PanoramicError(f"runtime onnx runs on the CPU, and the device is {device}; use pytorch or auto there")
-    if precision is Precision.FLOAT16 and runtime in {RuntimeChoice.ONNX, RuntimeChoice.REFERENCE}:
+    if runtime in _CPU_ONLY and not on_cpu:
+        raise PanoramicError(
+            f"runtime {runtime} runs on the CPU, and the device is {device}; use pytorch or auto there"
+        )
+    if precision is Precision.FLOAT16 and runtime in {*_CPU_ONLY, RuntimeChoice.REFERENCE}:
         raise PanoramicError(f"runtime {runtime} has no precision float16; use float32 or auto, or runtime pytorch")
-    if runtime in {RuntimeChoice.AUTO, RuntimeChoice.ONNX} and on_cpu and precision is not Precision.FLOAT16:
-        make_onnx = partial(_make_onnx, model, cache_dir=cache_dir, threads=threads)
-        yield _Candidate(RuntimeChoice.ONNX, Precision.FLOAT32, make_onnx)
+    if on_cpu and precision is not Precision.FLOAT16:
+        if runtime in {RuntimeChoice.AUTO, RuntimeChoice.NATIVE}:
+            make_native = partial(NativeClassifier, model, threads=threads)
+            yield _Candidate(RuntimeChoice.NATIVE, Precision.FLOAT32, make_native)
+        if runtime in {RuntimeChoice.AUTO, RuntimeChoice.ONNX}:
+            make_onnx = partial(_make_onnx, model, cache_dir=cache_dir, threads=threads)
+            yield _Candidate(RuntimeChoice.ONNX, Precision.FLOAT32, make_onnx)
     if runtime in {RuntimeChoice.AUTO, RuntimeChoice.PYTORCH}:
         # Processors are slower in float16 than in float32.
         if precision is Precision.FLOAT16 or (precision is Precision.AUTO and not on_cpu):
@@ -199,7 +216,7 @@ def _describe(
     differences: Differences | None = None,
     fallback_reason: str | None = None,
 ) -> RuntimeInfo:
-    package = "onnxruntime" if name is RuntimeChoice.ONNX else "torch"
+    package = _PACKAGES[name]
     return RuntimeInfo(
         name=name,
         library=f"{package} {import_module(package).__version__}",

@@ -5,10 +5,12 @@ from enum import StrEnum
 
 
 class RuntimeChoice(StrEnum):
-    """Which library runs the network."""
+    """What runs the network."""
 
     AUTO = "auto"
     """The fastest that gives the reference's answers."""
+    NATIVE = "native"
+    """Kernels of our own, on a CPU with AVX-512 or AVX2 alone."""
     ONNX = "onnx"
     """ONNX Runtime, on the CPU alone."""
     PYTORCH = "pytorch"
@@ -34,7 +36,7 @@ class RuntimeInfo:
     name: RuntimeChoice
     """Never ``auto``."""
     library: str
-    """Name and version, such as ``onnxruntime 1.32.0``."""
+    """Name and version, such as ``numba 0.68.1``."""
     precision: Precision
     """Never ``auto``."""
     device: str

@@ -1,4 +1,4 @@
-"""ONNX Runtime as a runtime: the fastest on a CPU.
+"""ONNX Runtime as a runtime: of the libraries the fastest on a CPU.
 
 Milliseconds a picture of b7 at 449×954 in float32 on two cores of an AMD EPYC (Zen 4), in batches of 1 and 2, the least
 of four runs taken in turns: ONNX Runtime 585 and 578, OpenVINO 630 and 636, PyTorch with batch norms folded 917 and

@@ -33,8 +33,8 @@ class WorkerSettings(Settings):
         read_timeout_s: How long decoding one file may take, in seconds.
         decoder_memory_mib: Address space that decoding one file may take, in MiB.
         threads: CPU threads of the network; 0 leaves it to PyTorch.
-        runtime: What runs the network: `auto` takes the fastest that gives the reference's answers, `onnx` (CPU only),
-            `pytorch`, or `reference`.
+        runtime: What runs the network: `auto` takes the fastest that gives the reference's answers, `native` and
+            `onnx` (CPU only), `pytorch`, or `reference`.
         precision: `auto`, `float32` or `float16`.
         hands: Threads that read and prepare pictures, and as many that draw and write them, while the network runs; 0
             takes a quarter of the cores, at least one.

@@ -206,7 +206,7 @@ def test_a_card_gives_the_cpus_answers(make_model: MakeModel) -> None:
 def test_only_what_runs_networks_imports_pytorch() -> None:
     package = Path(__file__).resolve().parents[2] / "panoramic"
     runs_networks = {"classification", "demonstration", "explained_network", "grad_cam", "model_file", "network"}
-    runs_networks |= {"onnx_graph", "runtime", "runtime_choice", "runtime_onnx", "runtime_torch"}
+    runs_networks |= {"onnx_graph", "runtime", "runtime_choice", "runtime_native", "runtime_onnx", "runtime_torch"}
     modules = sorted({path.stem for path in package.glob("*.py")} - runs_networks - {"__init__"})
     code = (
         "import importlib, sys; [importlib.import_module(m) for m in sys.argv[1:]];"

@@ -1,5 +1,6 @@
 """Every runtime gives the answers of the library's own network, and what does not is not used."""
 
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from panoramic.probe import probe_batch
 from panoramic.runtime import Runtime
 from panoramic.runtime_choice import differences, load_runtime
 from panoramic.runtime_info import Precision, RuntimeChoice
+from panoramic.runtime_native import NativeClassifier
 from panoramic.runtime_onnx import OnnxClassifier
 from panoramic.runtime_torch import Classifier, FusedClassifier
 
@@ -75,11 +77,15 @@ def make_onnx(model: Model, graphs: Path) -> Runtime:
     return OnnxClassifier(model, cache_dir=graphs, threads=1)
 
 
+def make_native(model: Model, graphs: Path) -> Runtime:
+    return NativeClassifier(model, threads=2)
+
+
 def make_fused(model: Model, graphs: Path) -> Runtime:
     return FusedClassifier(model)
 
 
-MAKERS = pytest.mark.parametrize("make", [make_onnx, make_fused])
+MAKERS = pytest.mark.parametrize("make", [make_native, make_onnx, make_fused])
 Make = Callable[[Model, Path], Runtime]
 
 
@@ -169,12 +175,13 @@ def test_float16_is_near_the_reference(model: Model) -> None:
     assert 1e-5 < found.map < 5e-2
 
 
-def test_an_ensemble_runs_in_onnx_runtime(body: Weights, graphs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [make_native, make_onnx])
+def test_an_ensemble_gives_the_references_answers(make: Make, body: Weights, graphs: Path, tmp_path: Path) -> None:
     other = body | {"_fc.weight": -0.5 * body["_fc.weight"].roll(1, dims=1)}
     model = model_of(join_members([body, other]), tmp_path, members=2)
     batch = probe_batch(SIZE)
 
-    found = differences(make_onnx(model, graphs).classify(batch), Classifier(model).classify(batch))
+    found = differences(make(model, graphs).classify(batch), Classifier(model).classify(batch))
 
     assert found.fault is None
     assert found.probability < 1e-5
@@ -192,7 +199,7 @@ def test_b7(tmp_path: Path) -> None:
 
     loaded = load_runtime(model, cache_dir=tmp_path, threads=1)
 
-    assert loaded.description.name is RuntimeChoice.ONNX
+    assert loaded.description.name is RuntimeChoice.NATIVE
     assert loaded.description.fallback_reason is None
     assert_the_librarys_answers(loaded.runtime, probe_batch(SIZE))
 
@@ -209,7 +216,8 @@ def test_the_graph_says_nothing_of_this_machine(model: Model) -> None:
 @pytest.mark.parametrize(
     ("request_", "name", "library"),
     [
-        (RuntimeChoice.AUTO, RuntimeChoice.ONNX, "onnxruntime"),
+        (RuntimeChoice.AUTO, RuntimeChoice.NATIVE, "numba"),
+        (RuntimeChoice.NATIVE, RuntimeChoice.NATIVE, "numba"),
         (RuntimeChoice.ONNX, RuntimeChoice.ONNX, "onnxruntime"),
         (RuntimeChoice.PYTORCH, RuntimeChoice.PYTORCH, "torch"),
         (RuntimeChoice.REFERENCE, RuntimeChoice.REFERENCE, "torch"),
@@ -245,6 +253,8 @@ def test_numbers_too_large_for_float16_run_in_float32(body: Weights, graphs: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"device": "cuda:0", "runtime": RuntimeChoice.NATIVE}, "native runs on the CPU, and the device is cuda:0"),
+        ({"runtime": RuntimeChoice.NATIVE, "precision": Precision.FLOAT16}, "runtime native has no precision float16"),
         ({"device": "cuda:0", "runtime": RuntimeChoice.ONNX}, "onnx runs on the CPU, and the device is cuda:0"),
         ({"runtime": RuntimeChoice.ONNX, "precision": Precision.FLOAT16}, "runtime onnx has no precision float16"),
         ({"runtime": RuntimeChoice.REFERENCE, "precision": Precision.FLOAT16}, "reference has no precision float16"),
@@ -316,7 +326,7 @@ sys.modules["onnxruntime"] = None  # as where it is not installed
 from panoramic.model_file import load_model
 from panoramic.runtime_choice import load_runtime
 model = load_model(Path(sys.argv[1]))
-for runtime in ("auto", "onnx"):
+for runtime in ("auto", "native", "onnx"):
     about = load_runtime(model, cache_dir=Path(sys.argv[2]), runtime=runtime).description
     print(about.name, about.fell_back, about.fallback_reason)
 """
@@ -328,11 +338,40 @@ for runtime in ("auto", "onnx"):
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
+        env={**os.environ, "NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
     )
 
-    auto, asked = done.stdout.splitlines()
-    assert auto.startswith("pytorch True onnx in float32: the package onnxruntime is missing")
-    assert asked.startswith("reference True onnx in float32: the package onnxruntime is missing")
+    native = "native in float32: this processor has neither AVX-512 nor AVX2 with FMA"
+    onnx_runtime = "onnx in float32: the package onnxruntime is missing"
+    auto, asked_native, asked_onnx = done.stdout.splitlines()
+    assert auto.startswith(f"pytorch True {native}; use the runtime onnx; {onnx_runtime}")
+    assert asked_native.startswith(f"reference True {native}")
+    assert asked_onnx.startswith(f"reference True {onnx_runtime}")
+
+
+def test_the_kernels_for_vectors_of_avx2(model: Model, tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from panoramic.model_file import load_model
+from panoramic.native.tiles import LANES
+from panoramic.runtime_choice import load_runtime
+model = load_model(Path(sys.argv[1]))
+about = load_runtime(model, cache_dir=Path(sys.argv[2]), threads=2).description
+print(LANES, about.name, about.max_probability_difference < 1e-5, about.max_map_difference < 1e-3)
+"""
+    save_model(tmp_path / "m.safetensors", model.manifest, state_dict=model.state_dict)
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "m.safetensors", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma"},
+    )
+
+    assert done.stdout.split() == ["8", "native", "True", "True"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")

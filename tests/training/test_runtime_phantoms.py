@@ -33,7 +33,7 @@ def phantoms() -> np.ndarray:
     return np.stack([prepare(draw_phantom(truth), input_size=size) for truth in truths])
 
 
-@pytest.mark.parametrize("runtime", [RuntimeChoice.ONNX, RuntimeChoice.PYTORCH])
+@pytest.mark.parametrize("runtime", [RuntimeChoice.NATIVE, RuntimeChoice.ONNX, RuntimeChoice.PYTORCH])
 def test_phantoms_get_the_references_answers(phantoms: np.ndarray, runtime: RuntimeChoice, tmp_path: Path) -> None:
     model = load_model(demonstration_model())
 

@@ -25,7 +25,9 @@ def bench(environment: Any, settings: Settings, *arguments: str, **extra: str) -
     )
 
 
-@pytest.mark.parametrize(("asked", "name"), [("auto", "onnx"), ("pytorch", "pytorch"), ("reference", "reference")])
+@pytest.mark.parametrize(
+    ("asked", "name"), [("auto", "native"), ("onnx", "onnx"), ("pytorch", "pytorch"), ("reference", "reference")]
+)
 def test_the_runtime_and_its_difference_are_told(
     environment: Any, node_settings: Settings, phantom: Path, asked: str, name: str
 ) -> None:
