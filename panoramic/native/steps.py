@@ -23,8 +23,9 @@ from panoramic.native.tiles import (
     VECTORS,
     convolution_tile,
     fetch_add,
-    let_others_run,
     product_tile,
+    sleep_while,
+    wake,
 )
 
 #: What a step does.
@@ -86,7 +87,7 @@ COUNTER_DISTANCE: Final = 8
 #: Gates of a task of an excitation.
 GATES: Final = 256
 
-#: How often a thread looks whether the others are done before it offers its core to other programs.
+#: How often a thread looks whether the others are done before it sleeps, and leaves its core to whoever needs it.
 _LOOKS: Final = 50
 
 _PICTURE_CHANNELS: Final = 3
@@ -439,13 +440,16 @@ def run(
                 _excite(step, task, weights, memory, hidden)
             else:
                 _pointwise(step, task, weights, memory, scratch, zeros.ctypes.data)
-            fetch_add((done, 1))
+            if fetch_add((done, 1)) == step.tasks - 1:
+                wake((done,))
             task = fetch_add((taken, 1))
         looks = 0
-        while fetch_add((done, 0)) < step.tasks:
+        seen = fetch_add((done, 0))
+        while seen < step.tasks:
             looks += 1
             if looks > _LOOKS:
-                let_others_run()
+                sleep_while((done, seen))
+            seen = fetch_add((done, 0))
 
 
 @compiled

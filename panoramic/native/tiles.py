@@ -7,7 +7,7 @@ they leave it. That is more than a compiler finds by itself, so the tiles are wr
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import numba
 import numpy as np
@@ -60,6 +60,9 @@ _ROUNDING: Final = 1.5 * 2.0**23
 _MANTISSA_BITS: Final = 23
 
 _FOR_READING, _INTO_FIRST_LEVEL, _DATA = 0, 3, 1
+
+#: futex(2): its number on this architecture, its operations within one process, and how many are woken.
+_FUTEX_X86_64, _FUTEX_WAIT, _FUTEX_WAKE, _EVERYONE = 202, 128, 129, 2**31 - 1
 
 
 def check_processor() -> None:
@@ -144,9 +147,23 @@ def _lower_fetch_add(_context: Any, b: Any, _signature: Any, arguments: Any) -> 
     return b.atomic_rmw("add", b.inttoptr(address, _INT64.as_pointer()), increment, "seq_cst")
 
 
-def _lower_yield(context: Any, b: Any, _signature: Any, _arguments: Any) -> Any:
-    b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(_INT32, []), "sched_yield"), [])
-    return context.get_dummy_value()
+def _lower_wait(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+    address, seen = cgutils.unpack_tuple(b, arguments[0])
+    return _futex(b, address, _FUTEX_WAIT, seen)
+
+
+def _lower_wake(_context: Any, b: Any, _signature: Any, arguments: Any) -> Any:
+    (address,) = cgutils.unpack_tuple(b, arguments[0])
+    return _futex(b, address, _FUTEX_WAKE, ir.Constant(_INT64, _EVERYONE))
+
+
+def _futex(b: Any, address: Any, operation: int, value: Any) -> Any:
+    """Linux's system call of that name, on the lower half of an int64."""
+    kind = ir.FunctionType(_INT64, [_INT64], var_arg=True)
+    nothing = ir.Constant(_INT64, 0)
+    numbers = [ir.Constant(_INT64, number) for number in (_FUTEX_X86_64, operation)]
+    call = cgutils.get_or_insert_function(b.module, kind, "syscall")
+    return b.call(call, [numbers[0], address, numbers[1], value, nothing, nothing, nothing])
 
 
 def _intrinsic(count: int, lower: Callable[..., Any], *, gives: Any = None) -> Any:
@@ -162,12 +179,11 @@ def _intrinsic(count: int, lower: Callable[..., Any], *, gives: Any = None) -> A
 fetch_add: Callable[[tuple[int, int]], int] = _intrinsic(2, _lower_fetch_add, gives=types.int64)
 
 
-def _type_yield(_typing_context: Any) -> tuple[Any, Callable[..., Any]]:
-    return types.void(), _lower_yield
+#: Within a kernel, of (address, seen): sleep until woken, unless the number there is another than was seen.
+sleep_while: Callable[[tuple[int, int]], int] = _intrinsic(2, _lower_wait, gives=types.int64)
 
-
-#: Within a kernel: leave the core to another thread that is ready to run, if there is one.
-let_others_run: Callable[[], None] = cast("Any", intrinsic(_type_yield))
+#: Within a kernel, of (address,): wake all threads that sleep there.
+wake: Callable[[tuple[int]], int] = _intrinsic(1, _lower_wake, gives=types.int64)
 
 
 def _plus(b: Any, address: Any, distance: Any, times: int) -> Any:
