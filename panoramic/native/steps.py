@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.compiling import compiled
+from panoramic.compiling import compiled_from
+from panoramic.native import tiles
 from panoramic.native.tiles import (
     CHUNK,
     OUTPUTS,
@@ -104,7 +105,10 @@ _output_wide = convolution_tile(VECTORS, 1)
 _output_narrow = convolution_tile(1, 1)
 
 
-@compiled
+_compiled = compiled_from(tiles)
+
+
+@_compiled
 def _multiply_activated(
     x: int, x_row: int, rows: int, k: int, weights: int, bias: int, channels: int, result: int, result_row: int
 ) -> None:
@@ -117,7 +121,7 @@ def _multiply_activated(
             _activated_narrow(numbers)
 
 
-@compiled
+@_compiled
 def _multiply(
     x: int,
     x_row: int,
@@ -141,7 +145,7 @@ def _multiply(
             _plain_narrow(numbers)
 
 
-@compiled
+@_compiled
 def _convolve_row(
     x: int,
     x_row: int,
@@ -204,7 +208,7 @@ def _convolve_row(
             column += 1
 
 
-@compiled
+@_compiled
 def _stem(
     step: Any, task: int, picture: NDArray[np.float32], weights: int, memory: int, scratch: NDArray[np.float32]
 ) -> None:
@@ -237,7 +241,7 @@ def _stem(
         )
 
 
-@compiled
+@_compiled
 def _copy(rows: NDArray[np.float32], length: int, source: int, result: int) -> None:
     """Copy one row to the place of another; one by one, since the compiler knows then that they do not overlap."""
     begin, to = source * length, result * length
@@ -245,7 +249,7 @@ def _copy(rows: NDArray[np.float32], length: int, source: int, result: int) -> N
         rows[to + number] = rows[begin + number]
 
 
-@compiled
+@_compiled
 def _depthwise(
     step: Any,
     task: int,
@@ -313,7 +317,7 @@ def _depthwise(
                 sums[channel] += row_sums[channel]
 
 
-@compiled
+@_compiled
 def _squeeze(step: Any, weights: NDArray[np.float32], memory: NDArray[np.float32], hidden: NDArray[np.float32]) -> None:
     """The hidden layer of a squeeze-and-excitation: silu of a linear layer of the channels' means."""
     squeezed = step.squeezed
@@ -330,7 +334,7 @@ def _squeeze(step: Any, weights: NDArray[np.float32], memory: NDArray[np.float32
         hidden[unit] /= np.float32(1) + np.exp(-hidden[unit])
 
 
-@compiled
+@_compiled
 def _excite(
     step: Any, task: int, weights: NDArray[np.float32], memory: NDArray[np.float32], hidden: NDArray[np.float32]
 ) -> None:
@@ -347,7 +351,7 @@ def _excite(
         gates[channel] = np.float32(1) / (np.float32(1) + np.exp(-gates[channel]))
 
 
-@compiled
+@_compiled
 def _multiply_rows(
     matrix: NDArray[np.float32], factors: NDArray[np.float32], columns: int, result: NDArray[np.float32]
 ) -> None:
@@ -363,7 +367,7 @@ def _multiply_rows(
                 result[at] = matrix[at] * factors[row]
 
 
-@compiled
+@_compiled
 def _pointwise(
     step: Any,
     task: int,
@@ -401,7 +405,7 @@ def _pointwise(
         _multiply(x, x_row, pixels, k, scratch.ctypes.data, bias, channels, result, result_row, residual, residual_row)
 
 
-@compiled
+@_compiled
 def run(
     steps: NDArray[np.void],
     weights: NDArray[np.float32],
@@ -452,7 +456,7 @@ def run(
             seen = fetch_add((done, 0))
 
 
-@compiled
+@_compiled
 def _most_squeezed(steps: NDArray[np.void]) -> int:
     most = 1
     for number in range(len(steps)):

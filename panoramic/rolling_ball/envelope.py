@@ -23,8 +23,11 @@ is row r, column q of a small array that stays in the second-level cache, and no
 import numpy as np
 from numpy.typing import NDArray
 
-from panoramic.compiling import compiled
+from panoramic.compiling import compiled_from
+from panoramic.rolling_ball import prefetching
 from panoramic.rolling_ball.prefetching import prefetch
+
+_compiled = compiled_from(prefetching)
 
 #: Columns or diagonals taken together: four cache lines of float64 from each row. Half as many leave most of a cache
 #: line unused where a diagonal's lines do not begin on its border; twice as many outgrow the second-level cache.
@@ -66,7 +69,7 @@ def tolerance(length: int, curvature: float, lowest: float, highest: float) -> f
     )
 
 
-@compiled
+@_compiled
 def _mark_knots(values: NDArray[np.float64], stride: int, curvature: float, marks: NDArray[np.uint8]) -> None:
     """Mark the points, but for the first and last of each line, where the line is less concave than the parabola.
 
@@ -83,7 +86,7 @@ def _mark_knots(values: NDArray[np.float64], stride: int, curvature: float, mark
         marks[i + stride] = value + value - values[i] - values[i + 2 * stride] < concavity
 
 
-@compiled
+@_compiled
 def _find_hull(places: NDArray[np.float64], lifted: NDArray[np.float64], count: int, kept: NDArray[np.uint8]) -> int:
     """Keep the vertices of the lower convex hull of some points.
 
@@ -129,7 +132,7 @@ def _find_hull(places: NDArray[np.float64], lifted: NDArray[np.float64], count: 
     return top + 1
 
 
-@compiled
+@_compiled
 def _search(
     lines: NDArray[np.float64],
     marks: NDArray[np.uint8],
@@ -181,7 +184,7 @@ def _search(
     return touch, slope
 
 
-@compiled
+@_compiled
 def _furthest_rival(
     lines: NDArray[np.float64],
     lane: int,
@@ -216,7 +219,7 @@ def _furthest_rival(
     return int(vertices[vertices.size - 1]), np.inf
 
 
-@compiled
+@_compiled
 def _settle_doubts(
     lines: NDArray[np.float64],
     marks: NDArray[np.uint8],
@@ -278,7 +281,7 @@ def _settle_doubts(
     return True
 
 
-@compiled
+@_compiled
 def slide_along_rows(surface: NDArray[np.float64], curvature: float, clear: float, first: int, last: int) -> list[int]:
     """Slide along the rows from `first` up to, not including, `last`, in place.
 
@@ -359,7 +362,7 @@ def slide_along_rows(surface: NDArray[np.float64], curvature: float, clear: floa
     return refused
 
 
-@compiled
+@_compiled
 def _spread_pieces(
     lines: NDArray[np.float64],
     pieces: NDArray[np.float64],
@@ -396,7 +399,7 @@ def _spread_pieces(
         marks[i] += (marks[i] & (d > 0) & (lines[i] - value <= clear)) * _NEAR
 
 
-@compiled
+@_compiled
 def _ends(name: int, shear: int, height: int, width: int) -> tuple[int, int]:
     """Return the first row of a line, named as in `slide_along_columns`, and one past its last."""
     if shear > 0:
@@ -406,7 +409,7 @@ def _ends(name: int, shear: int, height: int, width: int) -> tuple[int, int]:
     return 0, height
 
 
-@compiled
+@_compiled
 def _copy_block(
     surface: NDArray[np.float64], lines: NDArray[np.float64], block: int, lanes: int, shear: int, back: bool
 ) -> None:
@@ -445,7 +448,7 @@ def _copy_block(
                     line[lane] = surface[row, left + lane]
 
 
-@compiled
+@_compiled
 def _any_near(marks: NDArray[np.uint8]) -> bool:
     """Return whether any of `BLOCK` marks has `_NEAR`."""
     either = 0
@@ -454,7 +457,7 @@ def _any_near(marks: NDArray[np.uint8]) -> bool:
     return either & _NEAR != 0
 
 
-@compiled
+@_compiled
 def _find_pieces(
     lines: NDArray[np.float64],
     marks: NDArray[np.uint8],
@@ -515,7 +518,7 @@ def _find_pieces(
     return count, doubts
 
 
-@compiled
+@_compiled
 def slide_along_columns(
     surface: NDArray[np.float64], curvature: float, clear: float, shear: int, first: int, last: int
 ) -> list[int]:
