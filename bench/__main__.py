@@ -30,6 +30,7 @@ from bench import (
     queue_alone,
     ratios,
     rolling_ball,
+    runtimes,
     stages,
     two_nodes,
 )
@@ -76,6 +77,11 @@ PARTS = {
         "Each stage alone",
         lambda material, scale, gpu: stages.measure(material, scale, device=_device(gpu)),
         stages.rows,
+    ),
+    "runtimes": Part(
+        "Runtimes, on the CPU",
+        lambda material, scale, _gpu: runtimes.measure(material, scale),
+        runtimes.rows,
     ),
     "jobs": Part(
         "Jobs through one node",

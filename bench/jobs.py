@@ -91,7 +91,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         lines += [
             (network, "", ""),
             *floor_rows(of_network["floor_before"]),
-            ("  starting a node whose graph is exported", shown(cold["start_s"], "s"), ""),
+            ("  starting a node that has run here before", shown(cold["start_s"], "s"), ""),
             ("  first job of a node", shown(cold["submit_to_result_ms"], "ms"), ""),
             ("  job at a warm node, submit to result", shown(warm["submit_to_result_ms"], "ms"), ""),
             ("    of which outside the engine", shown(warm["overhead_ms"], "ms"), ""),
