@@ -36,7 +36,9 @@ def _of_network(material: Material, scale: Scale, network: str) -> dict[str, Any
     passed = [each for runtime, each in zip(RUNTIMES, loaded, strict=True) if each.description.name is runtime]
     times_ms: list[list[float]] = [[] for _ in passed]
     for repetition in range(scale.repetitions + 1):
-        for each, times in zip(passed, times_ms, strict=True):
+        first = repetition % len(passed)  # each in turn follows each other: the threads of some run on for a while
+        for at in [*range(first, len(passed)), *range(first)]:
+            each, times = passed[at], times_ms[at]
             began = time.perf_counter()
             each.runtime.classify(batch)
             if repetition > 0:

@@ -26,12 +26,12 @@ def compiled(function: _Function) -> _Function:
         return cast("_Function", njit(**options)(function))
 
 
-def compiled_from(module: ModuleType) -> Callable[[_Function], _Function]:
+def compiled_from(module: ModuleType, *numbers: int) -> Callable[[_Function], _Function]:
     """What is `compiled` for kernels with intrinsics of a module: where the module changes, they are compiled anew.
 
-    Their name in the cache ends in a digest of the module's source.
+    Their name in the cache ends in a digest of the module's source, and of numbers that it found on this machine.
     """
-    digest = hashlib.sha256(inspect.getsource(module).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(f"{inspect.getsource(module)}{numbers}".encode()).hexdigest()[:12]
 
     def decorate(function: _Function) -> _Function:
         function.__qualname__ += f"_{digest}"

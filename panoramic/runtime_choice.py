@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from panoramic.classification import Classification
 from panoramic.errors import PanoramicError
 from panoramic.model_file import Model
+from panoramic.native.tiles import LANES
 from panoramic.probe import probe_batch
 from panoramic.runtime import Runtime
 from panoramic.runtime_info import Precision, RuntimeChoice, RuntimeInfo
@@ -119,8 +120,8 @@ def load_runtime(
         try:
             made = candidate.make()
             found = differences([*made.classify(batch[:1]), *made.classify(batch)], [expected[0], *expected])
-        except (PanoramicError, RuntimeError) as exc:
-            passed_over.append(f"{candidate.name} in {candidate.precision}: {exc}")
+        except Exception as exc:  # noqa: BLE001 - compilers and their caches fail in many ways; another runtime may do
+            passed_over.append(f"{candidate.name} in {candidate.precision}: {_told(exc)}")
             continue
         if found.fault is None:
             reason = "; ".join(passed_over) or None
@@ -137,6 +138,14 @@ def load_runtime(
         )
     description = _describe(RuntimeChoice.REFERENCE, Precision.FLOAT32, device, fallback_reason=reason)
     return LoadedRuntime(reference, description)
+
+
+def _told(error: Exception) -> str:
+    """An error in a line; other people's say what they are, and some have many lines."""
+    if isinstance(error, PanoramicError):
+        return str(error)
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__} ({first_line})"
 
 
 def differences(found: Sequence[Classification], expected: Sequence[Classification]) -> Differences:
@@ -182,7 +191,7 @@ def _candidates(
     if precision is Precision.FLOAT16 and runtime in {*_CPU_ONLY, RuntimeChoice.REFERENCE}:
         raise PanoramicError(f"runtime {runtime} has no precision float16; use float32 or auto, or runtime pytorch")
     if on_cpu and precision is not Precision.FLOAT16:
-        if runtime in {RuntimeChoice.AUTO, RuntimeChoice.NATIVE}:
+        if runtime == RuntimeChoice.NATIVE or (runtime == RuntimeChoice.AUTO and LANES > 0):
             make_native = partial(NativeClassifier, model, threads=threads)
             yield _Candidate(RuntimeChoice.NATIVE, Precision.FLOAT32, make_native)
         if runtime in {RuntimeChoice.AUTO, RuntimeChoice.ONNX}:

@@ -10,7 +10,7 @@ class RuntimeChoice(StrEnum):
     AUTO = "auto"
     """The fastest that gives the reference's answers."""
     NATIVE = "native"
-    """Kernels of our own, on a CPU with AVX-512 or AVX2 alone."""
+    """Kernels of our own, on a CPU with AVX-512, or AVX2 and FMA."""
     ONNX = "onnx"
     """ONNX Runtime, on the CPU alone."""
     PYTORCH = "pytorch"

@@ -29,14 +29,14 @@ class NativeClassifier(Runtime):
             threads: CPU threads; 0 for as many as PyTorch uses in this process.
 
         Raises:
-            PanoramicError: The processor has no vectors that the kernels could be compiled to.
+            PanoramicError: The kernels are not for this machine.
         """
         super().__init__(model)
         check_processor()
         threads = threads or torch.get_num_threads()
         net = fuse_for_inference(restore(model.manifest.network, model.state_dict))
         plans = [plan(member, input_size=model.manifest.input_size, threads=threads) for member in members_of(net)]
-        self._networks = [NativeNetwork(member, threads=threads) for member in plans]
+        self._network = NativeNetwork(plans, threads=threads)
         classes = len(model.manifest.classes)
         self._weight = head_weight(net)[:classes].numpy()  # (C, K)
         self._bias = net.get_parameter("_fc.bias")[:classes].numpy()
@@ -49,7 +49,7 @@ class NativeClassifier(Runtime):
 
     def explain(self, picture: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Run the network on one picture, (3, H, W), without checks: logits (C,), and maps before ReLU (C, h, w)."""
-        activation = np.concatenate([network.activation(picture) for network in self._networks], axis=2)  # (h, w, K)
+        activation = self._network.activation(picture)  # (h, w, K)
         height, width, _ = activation.shape
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused later
             maps = activation @ self._weight.T / np.float32(height * width)  # (h, w, C)

@@ -2,7 +2,7 @@
 
 Libraries take a network one operation after the other. Here what belongs together is done together, while it is in the
 processor's caches: an expansion and the depthwise convolution that follows it, for a few channels and rows at a time;
-biases, SiLU, sums for the squeeze-and-excitation, residuals and the exported gate as part of the products around them.
+biases, SiLU, residuals, and the sums and gates of the squeeze-and-excitation as part of the products around them.
 
 - `tiles`: the few vector instructions that nearly all of the time is spent in.
 - `steps`: what a thread does with them, step after step through a network.

@@ -92,7 +92,7 @@ class _Planner:
         geometry, shape = _convolved(convolution, *input_size)
         taps = convolution.get_parameter("weight").detach().numpy().reshape(convolution.out_channels, -1).T
         pixels = _rounded(_CACHE_BYTES // _FLOAT_BYTES // len(taps) // 2, ROWS)
-        self._need_scratch((pixels + ROWS) * len(taps))
+        self._need_scratch(pixels * len(taps))
         self._add(
             steps.STEM,
             tasks=-(-shape.pixels // pixels),

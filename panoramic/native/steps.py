@@ -105,7 +105,7 @@ _output_wide = convolution_tile(VECTORS, 1)
 _output_narrow = convolution_tile(1, 1)
 
 
-_compiled = compiled_from(tiles)
+_compiled = compiled_from(tiles, tiles.LANES)
 
 
 @_compiled
@@ -243,7 +243,7 @@ def _stem(
 
 @_compiled
 def _copy(rows: NDArray[np.float32], length: int, source: int, result: int) -> None:
-    """Copy one row to the place of another; one by one, since the compiler knows then that they do not overlap."""
+    """Copy one row to the place of another; a row at a time: two rows do not overlap, longer stretches might."""
     begin, to = source * length, result * length
     for number in range(length):
         rows[to + number] = rows[begin + number]
@@ -296,7 +296,7 @@ def _depthwise(
                 scratch.ctypes.data + (end - begin) * x_row,
                 pixel,
             )
-            end = max(end, beyond)
+            end = beyond
             x = scratch.ctypes.data - begin * x_row
         for row in range(band, to):
             row_sums[:] = 0  # of one row first: a single sum over all pixels would lose digits

@@ -19,6 +19,7 @@ from panoramic.errors import PanoramicError
 from panoramic.grad_cam import general_form
 from panoramic.manifest import DiagnosisClass, ModelDescription
 from panoramic.model_file import Model, load_model, save_model
+from panoramic.native.tiles import LANES
 from panoramic.network import join_members
 from panoramic.onnx_graph import export
 from panoramic.probe import probe_batch
@@ -28,6 +29,8 @@ from panoramic.runtime_info import Precision, RuntimeChoice
 from panoramic.runtime_native import NativeClassifier
 from panoramic.runtime_onnx import OnnxClassifier
 from panoramic.runtime_torch import Classifier, FusedClassifier
+
+needs_vectors = pytest.mark.skipif(LANES == 0, reason="needs Linux and a processor with AVX-512, or AVX2 and FMA")
 
 SIZE = (96, 160)
 THREE = tuple(DiagnosisClass(name=f"C{i}", label=f"Class {i}", finding=i == 3) for i in (1, 2, 3))
@@ -85,7 +88,8 @@ def make_fused(model: Model, graphs: Path) -> Runtime:
     return FusedClassifier(model)
 
 
-MAKERS = pytest.mark.parametrize("make", [make_native, make_onnx, make_fused])
+NATIVE = pytest.param(make_native, marks=needs_vectors)
+MAKERS = pytest.mark.parametrize("make", [NATIVE, make_onnx, make_fused])
 Make = Callable[[Model, Path], Runtime]
 
 
@@ -160,6 +164,8 @@ def test_the_models_tensors_stay_as_they_are(model: Model, body: Weights) -> Non
 
     FusedClassifier(model)
     FusedClassifier(model, half=True)
+    if LANES:
+        NativeClassifier(model, threads=1).warm_up()
 
     for name, tensor in model.state_dict.items():
         assert tensor.dtype == before[name].dtype
@@ -175,9 +181,12 @@ def test_float16_is_near_the_reference(model: Model) -> None:
     assert 1e-5 < found.map < 5e-2
 
 
-@pytest.mark.parametrize("make", [make_native, make_onnx])
+@pytest.mark.parametrize("make", [NATIVE, make_onnx])
 def test_an_ensemble_gives_the_references_answers(make: Make, body: Weights, graphs: Path, tmp_path: Path) -> None:
-    other = body | {"_fc.weight": -0.5 * body["_fc.weight"].roll(1, dims=1)}
+    other = body | {
+        "_fc.weight": -0.5 * body["_fc.weight"].roll(1, dims=1),
+        "_bn1.weight": 0.7 * body["_bn1.weight"].roll(1),
+    }
     model = model_of(join_members([body, other]), tmp_path, members=2)
     batch = probe_batch(SIZE)
 
@@ -199,7 +208,7 @@ def test_b7(tmp_path: Path) -> None:
 
     loaded = load_runtime(model, cache_dir=tmp_path, threads=1)
 
-    assert loaded.description.name is RuntimeChoice.NATIVE
+    assert loaded.description.name is (RuntimeChoice.NATIVE if LANES else RuntimeChoice.ONNX)
     assert loaded.description.fallback_reason is None
     assert_the_librarys_answers(loaded.runtime, probe_batch(SIZE))
 
@@ -216,8 +225,8 @@ def test_the_graph_says_nothing_of_this_machine(model: Model) -> None:
 @pytest.mark.parametrize(
     ("request_", "name", "library"),
     [
-        (RuntimeChoice.AUTO, RuntimeChoice.NATIVE, "numba"),
-        (RuntimeChoice.NATIVE, RuntimeChoice.NATIVE, "numba"),
+        pytest.param(RuntimeChoice.AUTO, RuntimeChoice.NATIVE, "numba", marks=needs_vectors),
+        pytest.param(RuntimeChoice.NATIVE, RuntimeChoice.NATIVE, "numba", marks=needs_vectors),
         (RuntimeChoice.ONNX, RuntimeChoice.ONNX, "onnxruntime"),
         (RuntimeChoice.PYTORCH, RuntimeChoice.PYTORCH, "torch"),
         (RuntimeChoice.REFERENCE, RuntimeChoice.REFERENCE, "torch"),
@@ -341,14 +350,41 @@ for runtime in ("auto", "native", "onnx"):
         env={**os.environ, "NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
     )
 
-    native = "native in float32: this processor has neither AVX-512 nor AVX2 with FMA"
+    native = "native in float32: our kernels need Linux and a processor with AVX-512, or AVX2 and FMA"
     onnx_runtime = "onnx in float32: the package onnxruntime is missing"
     auto, asked_native, asked_onnx = done.stdout.splitlines()
-    assert auto.startswith(f"pytorch True {native}; use the runtime onnx; {onnx_runtime}")
+    assert auto.startswith(f"pytorch True {onnx_runtime}"), "kernels that are not for this machine are no fallback"
     assert asked_native.startswith(f"reference True {native}")
     assert asked_onnx.startswith(f"reference True {onnx_runtime}")
 
 
+@needs_vectors
+def test_where_nothing_can_be_written_another_runtime_is_taken(model: Model, tmp_path: Path) -> None:
+    code = """
+import resource, sys
+from pathlib import Path
+from panoramic.model_file import load_model
+from panoramic.runtime_choice import load_runtime
+model = load_model(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a disk that is full
+about = load_runtime(model, cache_dir=Path(sys.argv[2])).description
+print(about.name, about.fallback_reason)
+"""
+    save_model(tmp_path / "m.safetensors", model.manifest, state_dict=model.state_dict)
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "m.safetensors", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
+    )
+
+    assert done.stdout.startswith("pytorch native in float32: OSError ([Errno 27] File too large); onnx in float32: ")
+
+
+@needs_vectors
 def test_the_kernels_for_vectors_of_avx2(model: Model, tmp_path: Path) -> None:
     code = """
 import sys

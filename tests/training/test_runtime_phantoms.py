@@ -9,6 +9,7 @@ import torch
 
 from panoramic.demonstration import demonstration_model
 from panoramic.model_file import load_model
+from panoramic.native.tiles import LANES
 from panoramic.preprocess import prepare
 from panoramic.runtime_choice import differences, load_runtime
 from panoramic.runtime_info import RuntimeChoice
@@ -35,6 +36,8 @@ def phantoms() -> np.ndarray:
 
 @pytest.mark.parametrize("runtime", [RuntimeChoice.NATIVE, RuntimeChoice.ONNX, RuntimeChoice.PYTORCH])
 def test_phantoms_get_the_references_answers(phantoms: np.ndarray, runtime: RuntimeChoice, tmp_path: Path) -> None:
+    if runtime is RuntimeChoice.NATIVE and LANES == 0:
+        pytest.skip("needs Linux and a processor with AVX-512, or AVX2 and FMA")
     model = load_model(demonstration_model())
 
     loaded = load_runtime(model, cache_dir=tmp_path, runtime=runtime)

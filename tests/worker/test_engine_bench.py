@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from contract.settings import Settings
+from panoramic.native.tiles import LANES
 from worker.screening import STAGES
 
 
@@ -26,7 +27,8 @@ def bench(environment: Any, settings: Settings, *arguments: str, **extra: str) -
 
 
 @pytest.mark.parametrize(
-    ("asked", "name"), [("auto", "native"), ("onnx", "onnx"), ("pytorch", "pytorch"), ("reference", "reference")]
+    ("asked", "name"),
+    [("auto", "native" if LANES else "onnx"), ("onnx", "onnx"), ("pytorch", "pytorch"), ("reference", "reference")],
 )
 def test_the_runtime_and_its_difference_are_told(
     environment: Any, node_settings: Settings, phantom: Path, asked: str, name: str
