@@ -2,7 +2,9 @@
 
 Milliseconds a picture in float32 on two cores of an AMD EPYC (Zen 4), the medians of both in turns: b7 at 449×954 in
 our kernels 471 and in ONNX Runtime 571, b0 at 320×680 25 and 33, b0 at 224×224 7.6 and 9.9, b3 at 300×300 29 and 36;
-b7 on one core 919 and 1038. `panoramic.runtime_onnx` compares ONNX Runtime with others.
+b7 on one core 919 and 1038. With the kernels for AVX2 (``NUMBA_CPU_NAME=haswell``, and ONNX Runtime still with AVX-512)
+b7 took 552 and 621, b0 55 and 61. ``python -m bench --only runtimes`` measures them on a machine;
+`panoramic.runtime_onnx` compares ONNX Runtime with others.
 """
 
 import numpy as np
