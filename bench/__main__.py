@@ -28,7 +28,6 @@ from bench import (
     network,
     predecessor,
     queue_alone,
-    ratios,
     rolling_ball,
     runtimes,
     stages,
@@ -66,7 +65,7 @@ def _device(gpu: int | None) -> str:
     return "cpu" if gpu is None else f"cuda:{gpu}"
 
 
-#: In the order in which they run: jobs and the predecessor follow each other, for they are compared.
+#: In the order in which they run.
 PARTS = {
     "rolling_ball": Part(
         "Rolling ball",
@@ -90,7 +89,7 @@ PARTS = {
     ),
     "predecessor": Part(
         "The predecessor on the same picture",
-        lambda material, scale, gpu: predecessor.measure(material, scale, device=_device(gpu)),
+        lambda material, scale, gpu: predecessor.measure(material, scale, gpu=gpu),
         predecessor.rows,
     ),
     "two_nodes": Part(
@@ -139,8 +138,8 @@ def run(
         tell: Is told which part begins.
 
     Returns:
-        ``machine``, ``scale``, ``gpu``; ``parts`` by name, each with ``load_before``, ``took_s`` and what it has
-        ``found``; and ``ratios`` between them.
+        ``machine``, ``scale``, ``gpu``; and ``parts`` by name, each with ``load_before``, ``took_s`` and what it has
+        ``found``.
     """
     report: dict[str, Any] = {"machine": machine.describe(), "scale": asdict(scale), "gpu": gpu, "parts": {}}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
@@ -151,19 +150,15 @@ def run(
             found = PARTS[name].measure(material, scale, gpu)
             took_s = round(time.perf_counter() - began, 1)
             report["parts"][name] = {"load_before": load_before, "took_s": took_s, "found": found}
-    results = {name: part["found"] for name, part in report["parts"].items()}
-    report["ratios"] = ratios.compare(results, network=scale.large_network)
     return report
 
 
 def tables(report: dict[str, Any]) -> list[Table]:
-    """One for each part, and one for what they say together."""
-    made = [
+    """One for each part."""
+    return [
         _table(f"{PARTS[name].title} (load before: {part['load_before']})", PARTS[name].rows(part["found"]))
         for name, part in report["parts"].items()
     ]
-    together = ratios.rows(report["ratios"])
-    return [*made, _table("Together", together)] if together else made
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:

@@ -25,9 +25,11 @@ from PIL import Image
 
 from bench.material import Material
 from bench.rolling_ball import RADIUS_PX, STRIP_ROWS
+from bench.running import running
 from bench.scale import Scale
-from bench.summary import Row, rounded
+from bench.summary import Row, rounded, shown, spread
 from bench.untrained import untrained_network
+from local.stack import worker_command
 from panoramic.preprocess import remove_background
 
 LABELS = ("Healthy Patient", "Patient with Osteoporosis")
@@ -159,23 +161,29 @@ def _timed(step: str, timings_s: dict[str, float]) -> Iterator[None]:
     timings_s[step] = time.perf_counter() - began
 
 
-def measure(material: Material, scale: Scale, *, device: str = "cpu") -> dict[str, Any]:
-    """Answer for one picture, once, with the network loaded and warm.
+def measure(material: Material, scale: Scale, *, gpu: int | None = None) -> dict[str, Any]:
+    """Answer for one picture, once, with the network loaded and warm, between jobs for the same picture at our node.
+
+    The node runs before and after, so that neither is measured at a better time, and not meanwhile.
 
     Args:
         material: Has the picture.
         scale: With `whole_reference` off the rolling ball is timed on a strip and scaled to the picture by its pixels,
             which flatters it (`bench.rolling_ball`), and the rest goes on from our own, equal result.
-        device: ``cpu`` or ``cuda:0``.
+        gpu: Index of the GPU that both run on; None for the CPU.
 
     Returns:
-        ``network``, ``reference_rows`` that the rolling ball was timed on, ``steps_s`` and their sum, ``picture_s``.
+        ``network``, ``reference_rows`` that the rolling ball was timed on, ``steps_s`` and their sum, ``picture_s``;
+        ``warm_job_ms`` from submitting to the result at a warm node, and ``ratio``, how many times as long the
+        predecessor takes.
     """
     network = scale.large_network
     ball: BackgroundRemover = reference_ball if scale.whole_reference else remove_background
     weights = untrained_network(network).state_dict()
+    device = "cpu" if gpu is None else f"cuda:{gpu}"
     program = Predecessor(network, weights, input_size=scale.input_size, device=device, ball=ball)
     path = material.picture(scale.picture_px)
+    ours_ms = _warm_jobs_ms(material, scale, gpu)
     program.warm_up()
     answer = program.answer(path, material.new_folder("predecessor"))
     steps_s = dict(answer.timings_s)
@@ -187,12 +195,23 @@ def measure(material: Material, scale: Scale, *, device: str = "cpu") -> dict[st
         with _timed("strip", strip_s):
             reference_ball(pixels[:rows_timed])
         steps_s["background"] = strip_s["strip"] * pixels.shape[0] / rows_timed
+    ours_ms += _warm_jobs_ms(material, scale, gpu)
+    picture_s, warm_job_ms = sum(steps_s.values()), spread(ours_ms)
     return {
         "network": network,
         "reference_rows": rows_timed,
         "steps_s": {step: round(taken_s, 3) for step, taken_s in steps_s.items()},
-        "picture_s": round(sum(steps_s.values()), 3),
+        "picture_s": round(picture_s, 3),
+        "warm_job_ms": warm_job_ms,
+        "ratio": round(1000 * picture_s / warm_job_ms["median"], 1),
     }
+
+
+def _warm_jobs_ms(material: Material, scale: Scale, gpu: int | None) -> list[float]:
+    model, path = material.model(scale.large_network, input_size=scale.input_size), material.picture(scale.picture_px)
+    with running(material, lambda node: worker_command(node, models=[model]), gpu=gpu) as site:
+        site.one(path)
+        return [site.one(path)[0] for _ in range(scale.warm_jobs)]
 
 
 def rows(found: dict[str, Any]) -> list[Row]:
@@ -201,4 +220,6 @@ def rows(found: dict[str, Any]) -> list[Row]:
         (f"{found['network']}, rolling ball timed on {found['reference_rows']} rows", "", ""),
         *((f"  {step}", f"{rounded(taken_s)} s", "") for step, taken_s in found["steps_s"].items()),
         ("  one picture, network loaded and warm", f"{rounded(found['picture_s'])} s", ""),
+        ("Our node, warm, submit to result", shown(found["warm_job_ms"], "ms"), ""),
+        ("  ratio", f"{found['ratio']:.0f} times", "100 times"),
     ]

@@ -10,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from bench.__main__ import PARTS, main, run, tables
-from bench.ratios import compare
 from bench.scale import QUICK
 from bench.summary import shown, spread
 
@@ -28,7 +27,7 @@ def test_the_queue_is_measured_and_reported() -> None:
     report: dict[str, Any] = json.loads(json.dumps(run(scale, only=["queue"], tell=told.append)))
 
     assert told == ["queue"]
-    assert set(report) == {"machine", "scale", "gpu", "parts", "ratios"}
+    assert set(report) == {"machine", "scale", "gpu", "parts"}
     assert report["machine"]["usable_cores"] >= 1
     assert report["machine"]["processor"]
     assert set(report["parts"]) == {"queue"}
@@ -39,7 +38,6 @@ def test_the_queue_is_measured_and_reported() -> None:
     assert_spread(found["throughput"]["per_s"], runs=1)
     assert_spread(found["single_ms"], runs=3)
     assert set(found["cpu_ms_per_job"]) == {"redis", "celery", "engine"}
-    assert report["ratios"] == {}
 
     console = Console(record=True, width=200)
     for table in tables(report):
@@ -59,17 +57,6 @@ def test_explanations_are_measured_with_their_ratios() -> None:
     for name, ratio in found["ratios"].items():
         assert_spread(found[name], runs=1)
         assert abs(ratio - found[name]["median"] / with_map_ms) < 0.01
-
-
-def test_parts_are_compared_where_both_were_measured() -> None:
-    jobs = {"efficientnet-b7": {"warm": {"submit_to_result_ms": {"median": 800.0}}}}
-    predecessor = {"picture_s": 120.0}
-
-    assert compare({"jobs": jobs, "predecessor": predecessor}, network="efficientnet-b7") == {
-        "predecessor_to_warm_job": 150.0
-    }
-    assert compare({"jobs": jobs, "predecessor": predecessor}, network="efficientnet-b0") == {}
-    assert compare({"predecessor": predecessor}, network="efficientnet-b7") == {}
 
 
 def test_a_spread_keeps_the_extremes() -> None:
