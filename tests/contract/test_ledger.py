@@ -304,7 +304,7 @@ def test_who_may_only_submit_can_cancel(ledger: Ledger, settings: Settings) -> N
         "canceller",
         enabled=True,
         passwords=["+pw"],
-        commands=["+evalsha", "+script|load", "+client|setinfo", "+select", "+ping", "+hget", "+hset", "+sadd"],
+        commands=["+evalsha", "+script|load", "+select", "+ping", "+hget", "+hset", "+sadd"],
         keys=["osteopan:job:*", "osteopan:cancelling"],
     )
     try:
