@@ -327,6 +327,20 @@ def test_a_map_where_there_should_be_none_is_a_fault() -> None:
     assert "inf" in str(differences([something], [nothing]).fault)
 
 
+def printed_elsewhere(code: str, model: Model, folder: Path, **environment: str) -> str:
+    """What a program prints in a process of its own, given the paths of the model's file and of a folder."""
+    save_model(folder / "m.safetensors", model.manifest, state_dict=model.state_dict)
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder / "m.safetensors", folder],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **environment},
+    )
+    return done.stdout
+
+
 def test_a_runtime_that_cannot_be_made_is_passed_over_and_named(model: Model, tmp_path: Path) -> None:
     code = """
 import sys
@@ -339,20 +353,11 @@ for runtime in ("auto", "native", "onnx"):
     about = load_runtime(model, cache_dir=Path(sys.argv[2]), runtime=runtime).description
     print(about.name, about.fell_back, about.fallback_reason)
 """
-    save_model(tmp_path / "m.safetensors", model.manifest, state_dict=model.state_dict)
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "m.safetensors", tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"},
-    )
+    printed = printed_elsewhere(code, model, tmp_path, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES="+sse2")
 
     native = "native in float32: our kernels need Linux and a processor with AVX-512, or AVX2 and FMA"
     onnx_runtime = "onnx in float32: the package onnxruntime is missing"
-    auto, asked_native, asked_onnx = done.stdout.splitlines()
+    auto, asked_native, asked_onnx = printed.splitlines()
     assert auto.startswith(f"pytorch True {onnx_runtime}"), "kernels that are not for this machine are no fallback"
     assert asked_native.startswith(f"reference True {native}")
     assert asked_onnx.startswith(f"reference True {onnx_runtime}")
@@ -370,18 +375,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # a disk that is full
 about = load_runtime(model, cache_dir=Path(sys.argv[2])).description
 print(about.name, about.fallback_reason)
 """
-    save_model(tmp_path / "m.safetensors", model.manifest, state_dict=model.state_dict)
+    printed = printed_elsewhere(code, model, tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "kernels"))
 
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "m.safetensors", tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "kernels")},
-    )
-
-    assert done.stdout.startswith("pytorch native in float32: OSError ([Errno 27] File too large); onnx in float32: ")
+    assert printed.startswith("pytorch native in float32: OSError ([Errno 27] File too large); onnx in float32: ")
 
 
 @needs_vectors
@@ -396,18 +392,11 @@ model = load_model(Path(sys.argv[1]))
 about = load_runtime(model, cache_dir=Path(sys.argv[2]), threads=2).description
 print(LANES, about.name, about.max_probability_difference < 1e-5, about.max_map_difference < 1e-3)
 """
-    save_model(tmp_path / "m.safetensors", model.manifest, state_dict=model.state_dict)
-
-    done = subprocess.run(
-        [sys.executable, "-c", code, tmp_path / "m.safetensors", tmp_path],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+sse4.2,+avx,+avx2,+fma"},
+    printed = printed_elsewhere(
+        code, model, tmp_path, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES="+sse4.2,+avx,+avx2,+fma"
     )
 
-    assert done.stdout.split() == ["8", "native", "True", "True"]
+    assert printed.split() == ["8", "native", "True", "True"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
