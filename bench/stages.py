@@ -42,7 +42,7 @@ def measure(material: Material, scale: Scale, *, device: str = "cpu") -> dict[st
     """Screen one picture again and again with each network, in this process.
 
     Returns:
-        By network: ``runtime`` that was chosen; ``load_s`` with the export and the probe, and ``warm_up_s``; by stage
+        By network: ``runtime`` that was chosen; ``load_s``, the probe included, and ``warm_up_s``; by stage
         ``wall_ms`` and ``cpu_ms``, which also counts the decoder's process; ``picture_ms``, all stages together; and
         ``cores_bound_per_s``: as many pictures a second as the cores' time is enough for, were none of it idle. On a
         CPU, where every stage takes its time from the same cores, no node does more.
@@ -102,7 +102,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
         lines += [
             (f"{network}, {about['library']}, {about['precision']}", "", ""),
             *([("  not the fastest runtime", about["fallback_reason"], "")] if about["fallback_reason"] else []),
-            ("  loading, with export and probe", f"{of_network['load_s']:.1f} s", ""),
+            ("  loading, compared with the reference", f"{of_network['load_s']:.1f} s", ""),
             *((f"  {stage}", shown(of_network["wall_ms"][stage], "ms"), "") for stage in STAGES),
             *((f"  {stage}, processor time", shown(of_network["cpu_ms"][stage], "ms"), "") for stage in STAGES),
             ("  all stages, one after another", shown(of_network["picture_ms"], "ms"), ""),

@@ -29,6 +29,9 @@ from panoramic.runtime_torch import Classifier, FusedClassifier, check_device
 #: How far a probability may be from the reference's.
 MAX_PROBABILITY_DIFFERENCE: Final = 1e-3
 
+#: How far a place of a map may be from the reference's, as a share of the range of the reference's map.
+MAX_MAP_DIFFERENCE: Final = 1e-2
+
 _CPU_ONLY: Final = frozenset({RuntimeChoice.NATIVE, RuntimeChoice.ONNX})
 
 #: The package whose version is told with a runtime's name.
@@ -38,9 +41,6 @@ _PACKAGES: Final = {
     RuntimeChoice.PYTORCH: "torch",
     RuntimeChoice.REFERENCE: "torch",
 }
-
-#: How far a place of a map may be from the reference's, as a share of the range of the reference's map.
-MAX_MAP_DIFFERENCE: Final = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
